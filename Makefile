@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. Both do all the set-up themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" --extra demo
+
+.PHONY: help demo test check lock clean
+
+help:
+	@echo "make demo            broker, database, bridge and a simulated fleet, live in this terminal"
+	@echo "make demo FOR=30s    the same for 30 seconds, then a reconciliation"
+	@echo "make test            lint, types, layers and every test against real services"
+	@echo "make check           lint, types and layers alone"
+	@echo "make lock            pin the dependencies anew in requirements/"
+	@echo "make clean           remove .venv and everything that tools have left"
+	@echo "PYTHON=python3.13    with any of them: the interpreter (3.11 or newer)"
+
+demo:
+	@$(PYTHON) bootstrap.py demo
+	@$(BIN)/wattbridge demo $(if $(FOR),--for $(FOR))
+
+test: check
+	$(BIN)/pytest
+
+check:
+	@$(PYTHON) bootstrap.py dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:
+	@$(PYTHON) bootstrap.py dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --upgrade --output-file requirements/demo.txt pyproject.toml requirements/build.in
+	$(LOCK) --upgrade --group dev --constraint requirements/demo.txt --output-file requirements/dev.txt \
+		pyproject.toml requirements/build.in
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""Real services: given by the environment, or in containers, or private ones of our own."""
+
+import os
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from bridge.migrate import migrate
+from bridge.services import EmbeddedPostgres, PrivateMosquitto
+
+POSTGRES_IMAGE = os.environ.get("WATTBRIDGE_TEST_POSTGRES_IMAGE", "postgres:18")
+MOSQUITTO_IMAGE = os.environ.get("WATTBRIDGE_TEST_MOSQUITTO_IMAGE", "eclipse-mosquitto:2.0")
+MOSQUITTO_CONFIG = "listener 1883\nallow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\n"
+
+
+class Broker(NamedTuple):
+    """Where to reach a broker that takes anyone."""
+
+    host: str
+    port: int
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn_admin() -> Iterator[str]:
+    """The DSN of a role that may create roles and databases."""
+    if given := os.environ.get("WATTBRIDGE_TEST_DATABASE_DSN"):
+        yield given
+    elif in_containers():
+        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where there is Docker
+        from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
+
+        # The image starts once for its own set-up, so only the second time counts.
+        ready = LogMessageWaitStrategy("database system is ready to accept connections", times=2)
+        container = DockerContainer(POSTGRES_IMAGE).with_envs(POSTGRES_PASSWORD="test")
+        with container.with_exposed_ports(5432).waiting_for(ready) as running:
+            host, port = running.get_container_host_ip(), running.get_exposed_port(5432)
+            yield f"postgresql://postgres:test@{host}:{port}/postgres"
+    else:
+        with EmbeddedPostgres() as server:
+            yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A Mosquitto that all tests share, each under its own `topic_root`."""
+    if given := os.environ.get("WATTBRIDGE_TEST_MQTT_URL"):
+        url = urllib.parse.urlsplit(given)
+        yield Broker(url.hostname or "127.0.0.1", url.port or 1883)
+    elif in_containers():
+        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where there is Docker
+        from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
+
+        container = DockerContainer(MOSQUITTO_IMAGE).with_exposed_ports(1883)
+        container.with_copy_into_container(MOSQUITTO_CONFIG.encode(), "/mosquitto/config/mosquitto.conf")
+        with container.waiting_for(LogMessageWaitStrategy("running")) as running:
+            yield Broker(running.get_container_host_ip(), int(running.get_exposed_port(1883)))
+    else:
+        with PrivateMosquitto() as server:
+            yield Broker(server.host, server.port)
+
+
+@pytest.fixture(scope="session")
+def template(postgres_dsn_admin: str) -> Iterator[str]:
+    """The name of a migrated database, to be cloned."""
+    name = f"wattbridge_template_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            migrate(make_conninfo(postgres_dsn_admin, dbname=name))
+            yield name
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database(postgres_dsn_admin: str, template: str) -> Iterator[str]:
+    """The DSN of a migrated, empty database for one test."""
+    name = f"wattbridge_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        try:
+            yield make_conninfo(postgres_dsn_admin, dbname=name)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def in_containers() -> bool:
+    return os.environ.get("WATTBRIDGE_TEST_SERVICES") == "docker"
