@@ -1,0 +1,132 @@
+"""`wattbridge check`: what an operator wants to know before the first start, and when something is wrong."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from bridge.config import Config, Mqtt
+from bridge.errors import BrokerRefusedError
+from bridge.migrate import scripts
+from bridge.mqtt import ConnectionLostError, Session
+from bridge.store import conninfo
+from bridge.topics import Channel
+
+WRITER_NEEDS = {
+    "meter_history": "SELECT, INSERT",
+    "vehicle_history": "SELECT, INSERT",
+    "meter_live": "SELECT, INSERT, UPDATE",
+    "vehicle_live": "SELECT, INSERT, UPDATE",
+    "device_presence": "SELECT, INSERT, UPDATE",
+    "dead_letter": "SELECT, INSERT, DELETE",
+    "ingest_counter": "SELECT, INSERT, UPDATE",
+}
+MOST_CLOCK_SKEW_S = 5.0
+
+
+class Finding(NamedTuple):
+    """One line of the report; `fine` is None for what is only worth knowing."""
+
+    what: str
+    fine: bool | None
+    said: str
+
+
+def report(config: Config) -> bool:
+    """Prints what was found about both sides as a table; false where something has to be mended."""
+    table = Table("", "what", "found", title="wattbridge check", title_justify="left")
+    findings = [*_database(config), *asyncio.run(_broker(config))]
+    for finding in findings:
+        mark = {True: "[green]ok[/]", False: "[red]problem[/]", None: "[dim]note[/]"}[finding.fine]
+        table.add_row(mark, finding.what, finding.said)
+    Console().print(table)
+    return all(finding.fine is not False for finding in findings)
+
+
+def _database(config: Config) -> Iterator[Finding]:
+    try:
+        with psycopg.connect(conninfo(config.database), autocommit=True) as connection:
+            info = connection.info
+            place = f"{info.user} at {info.host}:{info.port}/{info.dbname}, server {_version(info.server_version)}"
+            yield Finding("PostgreSQL", True, place)
+            yield from _clock(connection)
+            yield from _schema(connection)
+    except psycopg.Error as error:
+        yield Finding("PostgreSQL", False, " ".join(str(error).split()))
+
+
+def _clock(connection: psycopg.Connection) -> Iterator[Finding]:
+    began = time.time()
+    (there,) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or (0.0,)
+    skew = there - (began + time.time()) / 2
+    yield Finding("clocks", abs(skew) < MOST_CLOCK_SKEW_S, f"the database's is {skew:+.3f} s against this machine's")
+
+
+def _schema(connection: psycopg.Connection) -> Iterator[Finding]:
+    (exists,) = connection.execute("SELECT to_regclass('schema_migration') IS NOT NULL").fetchone() or (False,)
+    if not exists:
+        yield Finding("schema", False, 'missing: run "wattbridge migrate"')
+        return
+    known: dict[str, str] = dict(connection.execute("SELECT name, checksum FROM schema_migration").fetchall())
+    behind = [script.name for script in scripts() if known.get(script.name) != script.checksum]
+    said = f'not as in this version ({", ".join(behind)}): run "wattbridge migrate"' if behind else "current"
+    yield Finding("schema", not behind, said)
+    lacking = [
+        f"{privilege} on {table}"
+        for table, privileges in WRITER_NEEDS.items()
+        for privilege in privileges.split(", ")
+        if connection.execute("SELECT has_table_privilege(%s, %s)", (table, privilege)).fetchone() != (True,)
+    ]
+    said = (
+        f"lacking {', '.join(lacking)}: GRANT wattbridge_writer TO {connection.info.user}" if lacking else "as needed"
+    )
+    yield Finding("privileges", not lacking, said)
+
+
+async def _broker(config: Config) -> list[Finding]:
+    """Connects as a client of its own: the session of a running daemon is left alone."""
+    mqtt = config.mqtt.model_copy(
+        update={
+            "client_id": f"{config.mqtt.client_id[:120]}-check",
+            "session_expiry_s": 0,
+            "receive_maximum": 1,
+            # As a member of the group it would be dealt messages that are the daemons'.
+            "share_group": None,
+        }
+    )
+    topics = config.topics.topics()
+    filters = [pattern for channel in Channel for pattern in topics.filters(channel)]
+    status = config.topics.bridge_status.replace("{client_id}", mqtt.client_id)
+    nowhere: Callable[..., None] = lambda *_: None  # noqa: E731
+    place = f"{mqtt.host}:{mqtt.port}, {'TLS' if mqtt.tls.enabled else 'plain TCP'}"
+    try:
+        connection = await Session(mqtt, [(pattern, False) for pattern in filters], status, nowhere).connect()
+    except (OSError, ConnectionLostError, BrokerRefusedError) as error:
+        return [Finding("broker", False, f"{place}: {error}")]
+    welcome = connection.connected.result()
+    await connection.disconnect(mqtt.connect_timeout_s)
+    shared = welcome.shared_subscription_available or not config.mqtt.share_group
+    return [
+        Finding("broker", True, f"{place}, MQTT 5"),
+        Finding("subscriptions", True, f"granted at QoS 1: {', '.join(filters)}"),
+        Finding("shared subscriptions", shared, config.mqtt.share_group or "not used"),
+        *_window(config.mqtt),
+    ]
+
+
+def _window(mqtt: Mqtt) -> Iterator[Finding]:
+    days = mqtt.session_expiry_s / 86_400
+    yield Finding(
+        "session",
+        None if mqtt.session_expiry_s else False,
+        f"the broker keeps our messages for {days:g} days, up to its own queue limits (Mosquitto: max_queued_messages, "
+        "1000 unless set); a broker without persistence forgets them when it restarts",
+    )
+
+
+def _version(number: int) -> str:
+    return f"{number // 10_000}.{number % 10_000}"

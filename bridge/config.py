@@ -1,0 +1,230 @@
+"""Configuration: a TOML file, overridden by WATTBRIDGE_ variables. The only module that reads files and environment."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from bridge.errors import ConfigError
+from bridge.messages import Limits
+from bridge.topics import Topics, check_template
+
+PREFIX = "WATTBRIDGE_"
+# Variables with our prefix that are not keys of the configuration.
+OTHER_VARIABLES = ("WATTBRIDGE_CONFIG", "WATTBRIDGE_TEST_")
+DEFAULT_FILE = Path("config/wattbridge.toml")
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file has there
+        """Fills `key` from the file named by `key_file`, as Docker and systemd hand over secrets."""
+        if not isinstance(values, dict):
+            return values
+        for name in cls.model_fields:
+            path = values.get(f"{name}_file")
+            if path and f"{name}_file" in cls.model_fields:
+                if values.get(name):
+                    raise ValueError(f"{name} and {name}_file are both set; leave one out")
+                try:
+                    values = values | {name: Path(path).read_text(encoding="utf-8").strip()}
+                except (OSError, UnicodeDecodeError) as error:
+                    raise ValueError(f"{name}_file: cannot read {path}: {error}") from None
+        return values
+
+
+class Database(_Section):
+    """Where PostgreSQL is."""
+
+    dsn: SecretStr = Field(
+        SecretStr(""),
+        description="postgresql://user:password@host:port/database, or key=value; empty: libpq's PG… variables",
+    )
+    dsn_file: Path | None = Field(None, description="file that holds the DSN")
+    password: SecretStr = Field(SecretStr(""), description="password, where the DSN has none")
+    password_file: Path | None = Field(None, description="file that holds the password")
+    statement_timeout_s: Seconds = Field(60, description="longest single statement before it is given up and retried")
+
+
+class Tls(_Section):
+    """TLS towards the broker."""
+
+    enabled: bool = Field(False, description="speak TLS")
+    ca_file: Path | None = Field(None, description="CA certificates to trust; empty: the system's")
+    cert_file: Path | None = Field(None, description="client certificate (PEM), for mutual TLS")
+    key_file: Path | None = Field(None, description="its private key (PEM)")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Tls":
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if not self.enabled and (self.ca_file or self.cert_file):
+            raise ValueError("ca_file or cert_file is set, but tls.enabled is false")
+        return self
+
+
+class Mqtt(_Section):
+    """Where the broker is and how to speak with it."""
+
+    host: str = Field("localhost", min_length=1, description="the broker's name or address")
+    port: int = Field(1883, ge=1, le=65_535, description="the broker's port; 8883 is usual for TLS")
+    client_id: str = Field(
+        "wattbridge", min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$",
+        description="names the persistent session; each daemon needs its own",
+    )  # fmt: skip
+    username: str | None = Field(None, description="user name at the broker")
+    password: SecretStr = Field(SecretStr(""), description="password at the broker")
+    password_file: Path | None = Field(None, description="file that holds the password")
+    tls: Tls = Tls()
+    keep_alive_s: int = Field(30, ge=5, le=65_535, description="a ping at least this often")
+    connect_timeout_s: Seconds = Field(10, description="longest wait for the broker's answer")
+    session_expiry_s: int = Field(
+        7 * 86_400, ge=0, le=0xFFFF_FFFF, description="how long the broker keeps our messages while we are away"
+    )
+    receive_maximum: int = Field(20_000, ge=1, le=65_535, description="window: most messages not yet acknowledged")
+    max_packet_size: int = Field(
+        4 * 1024 * 1024,
+        ge=1024,
+        le=0xFFFF_FFFF,
+        description="largest packet, bytes; the broker discards what is larger",
+    )
+    max_outstanding_bytes: int = Field(
+        128 * 1024 * 1024, ge=1024 * 1024, description="payload bytes not yet committed before reading pauses"
+    )
+    share_group: str | None = Field(
+        None, pattern=r"^[^/+#\s]+$", description="share the telemetry with the other daemons of this group"
+    )
+
+
+class TopicTemplates(_Section):
+    """Which topics the devices publish to."""
+
+    telemetry: str = Field("energy/v1/{kind}/{device_id}/telemetry", description="readings")
+    status: str = Field("energy/v1/{kind}/{device_id}/status", description="online or offline, retained")
+    bridge_status: str = Field("energy/v1/bridge/{client_id}/status", description="the bridge's own, and its last will")
+
+    @model_validator(mode="after")
+    def _usable(self) -> "TopicTemplates":
+        check_template(self.telemetry)
+        check_template(self.status)
+        self.topics()
+        if set(self.bridge_status) & set("+#\0"):
+            raise ValueError("bridge_status must not have wildcards")
+        return self
+
+    def topics(self) -> Topics:
+        """The parser and maker of topics that these templates describe."""
+        return Topics(self.telemetry, self.status)
+
+
+class BatchLimits(_Section):
+    """When a batch is written: the first of these that is reached."""
+
+    max_readings: int = Field(5_000, ge=1, le=100_000, description="readings")
+    max_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="payload bytes")
+    max_age_ms: int = Field(200, ge=1, le=60_000, description="age of its first reading, milliseconds")
+
+
+class Log(_Section):
+    """What is said while running."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
+    format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
+    report_every_s: Seconds = Field(60, description="how often the counters are logged")
+
+
+class Config(BaseSettings):
+    """The whole configuration. Variables are named like WATTBRIDGE_MQTT__HOST."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__", validate_default=True
+    )
+
+    database: Database = Database()
+    mqtt: Mqtt = Mqtt()
+    topics: TopicTemplates = TopicTemplates()
+    batch: BatchLimits = BatchLimits()
+    limits: Limits = Limits()
+    log: Log = Log()
+    shutdown_deadline_s: Seconds = Field(20, description="longest time to finish the last batches when told to stop")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file, which comes in as arguments."""
+        return env_settings, init_settings
+
+
+def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """The configuration from `path` (default: $WATTBRIDGE_CONFIG, then config/wattbridge.toml if it exists).
+
+    Raises ConfigError with one line for each problem: the key, what it is (secrets masked), what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    if path is None:
+        named = environment.get("WATTBRIDGE_CONFIG")
+        path = Path(named) if named else (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    keys = dict(_keys(Config))
+    unknown = [
+        f"{name}: unknown variable{_nearest(name, [PREFIX + key.replace('.', '__').upper() for key in keys])}"
+        for name in environment
+        if name.startswith(PREFIX)
+        and not name.startswith(OTHER_VARIABLES)
+        and name.removeprefix(PREFIX).lower().replace("__", ".") not in keys
+    ]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+        return Config(**values)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, list(keys), path))) from None
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration with its annotation: `mqtt`, `mqtt.host` and so on."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field.annotation
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def _explain(error: ValidationError, keys: list[str], path: Path | None) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        where = f"{key} ({path or 'environment'})"
+        if problem["type"] == "extra_forbidden":
+            yield f"{where}: unknown key{_nearest(key, keys)}"
+            continue
+        value = "" if problem["type"] == "value_error" else f" is {_shown(key, problem['input'])}:"
+        yield f"{where}:{value} {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _shown(key: str, value: object) -> str:
+    secret = key.rpartition(".")[2] in ("dsn", "password")
+    return "(masked)" if secret else repr(value)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else f"; known are {', '.join(known)}"

@@ -1,0 +1,116 @@
+"""The life of the daemon: start, run, stop in order."""
+
+import asyncio
+import os
+import signal
+
+import structlog
+import uvloop
+
+import bridge
+from bridge.config import Config
+from bridge.errors import BrokerRefusedError, ExitCode
+from bridge.mqtt import Session
+from bridge.pipeline import Pipeline
+from bridge.store import Store
+from bridge.topics import Channel
+
+log = structlog.get_logger()
+
+
+def run(config: Config) -> ExitCode:
+    """Runs until SIGTERM or SIGINT.
+
+    Raises BrokerRefusedError where the broker does not let us in.
+    """
+    return uvloop.run(Daemon(config).run())
+
+
+class Daemon:
+    """One session with the broker, one pipeline, one connection to the database."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        topics = config.topics.topics()
+        self._store = Store(config.database, instance=config.mqtt.client_id)
+        self._pipeline = Pipeline(
+            self._store,
+            topics,
+            config.limits,
+            config.batch,
+            window=config.mqtt.receive_maximum,
+            max_outstanding_bytes=config.mqtt.max_outstanding_bytes,
+        )
+        self._session = Session(
+            config.mqtt,
+            # Status is not shared: its order matters, and each daemon may write what all of them hear.
+            filters=[(pattern, True) for pattern in topics.filters(Channel.TELEMETRY)]
+            + [(pattern, False) for pattern in topics.filters(Channel.STATUS)],
+            status_topic=config.topics.bridge_status.replace("{client_id}", config.mqtt.client_id),
+            deliver=self._pipeline.receive,
+        )
+        self._stop = asyncio.Event()
+        self._refused: BrokerRefusedError | None = None
+
+    async def run(self) -> ExitCode:
+        """Start, main loop, stop: intake, batch, commit, acknowledge, disconnect, database."""
+        self._install_signals()
+        log.info("daemon.started", version=bridge.__version__, client_id=self._config.mqtt.client_id, pid=os.getpid())
+        async with asyncio.TaskGroup() as tasks:
+            writer = tasks.create_task(self._pipeline.run(), name="writer")
+            session = tasks.create_task(self._keep_session(), name="mqtt")
+            reporter = tasks.create_task(self._report(), name="report")
+
+            await self._stop.wait()
+
+            self._session.stop_intake()
+            self._pipeline.drain()
+            _, unfinished = await asyncio.wait([writer], timeout=self._config.shutdown_deadline_s)
+            writer.cancel()
+            await self._session.disconnect()
+            session.cancel()
+            reporter.cancel()
+        await self._store.close()
+        self._say("daemon.stopped", unfinished=bool(unfinished))
+        if self._refused:
+            raise self._refused
+        return ExitCode.DEADLINE if unfinished else ExitCode.OK
+
+    async def _keep_session(self) -> None:
+        try:
+            await self._session.run()
+        except BrokerRefusedError as refusal:
+            self._refused = refusal
+            self._stop.set()
+
+    async def _report(self) -> None:
+        """Logs the counters now and then."""
+        while True:
+            await asyncio.sleep(self._config.log.report_every_s)
+            self._say("daemon.progress")
+            self._pipeline.progress.slowest_commit_ms = 0.0
+
+    def _say(self, event: str, **more: object) -> None:
+        progress = self._pipeline.progress
+        log.info(
+            event,
+            connected=self._session.connected,
+            deliveries=progress.deliveries,
+            batches=progress.batches,
+            outstanding=self._pipeline.outstanding,
+            slowest_commit_ms=round(progress.slowest_commit_ms, 1),
+            **progress.totals._asdict(),
+            **more,
+        )
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            log.warning("daemon.quit", signal=number.name)
+            os._exit(128 + number)
+        log.info("daemon.stopping", signal=number.name, deadline_s=self._config.shutdown_deadline_s)
+        self._stop.set()

@@ -1,0 +1,282 @@
+"""Messages: from payload bytes to readings, or the reason why not. Pure: no I/O, no clock.
+
+Times are integers here: microseconds since 1970-01-01 UTC, the resolution of PostgreSQL's timestamptz.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import cbor2
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from bridge.errors import Reason, Rejection
+from bridge.topics import DEVICE_ID, Kind
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+# Numbers from here on are milliseconds: as seconds they would lie beyond the year 5138.
+FIRST_MILLISECONDS = 100_000_000_000
+CBOR = "application/cbor"
+STATUS = {b"online": True, b"offline": False}
+
+
+class Limits(BaseModel):
+    """What a reading may say; beyond it is a fault of the device, and a dead letter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    horizon_days: int = Field(366, ge=1, description="readings older than this many days are dead letters")
+    max_future_s: float = Field(300, ge=0, description="seconds a device clock may run ahead")
+    max_interval_kwh: float = Field(1_000, gt=0, description="most energy in one interval, kWh")
+    max_voltage: float = Field(1_000, gt=0, description="highest voltage, V")
+    min_battery_temp: float = Field(-60, description="lowest battery temperature, degrees Celsius")
+    max_battery_temp: float = Field(150, description="highest battery temperature, degrees Celsius")
+
+
+class MeterReading(NamedTuple):
+    """One interval of a meter: AC energy in kWh since the previous reading, voltage in V."""
+
+    device_id: str
+    ts: int
+    kwh_ac: float
+    voltage: float
+    received_at: int
+    ts_from_arrival: bool
+
+    @property
+    def values(self) -> tuple[float, float]:
+        """What makes two readings of one (device, ts) the same."""
+        return self.kwh_ac, self.voltage
+
+
+class VehicleReading(NamedTuple):
+    """One interval of a vehicle: DC energy in kWh since the previous reading, SoC in percent, temperature in °C."""
+
+    device_id: str
+    ts: int
+    kwh_dc: float
+    soc: float
+    battery_temp: float
+    meter_id: str | None
+    received_at: int
+    ts_from_arrival: bool
+
+    @property
+    def values(self) -> tuple[float, float, float, str | None]:
+        """What makes two readings of one (device, ts) the same."""
+        return self.kwh_dc, self.soc, self.battery_temp, self.meter_id
+
+
+Reading = MeterReading | VehicleReading
+
+
+class Presence(NamedTuple):
+    """What a device said on its status topic."""
+
+    device_id: str
+    kind: Kind
+    online: bool
+    received_at: int
+
+
+class _Payload(BaseModel):
+    """Strict: no number in a string is taken, no boolean as a number. Unknown fields are ignored.
+
+    The field names are the accepted snake_case spellings, the aliases the contract's own.
+    """
+
+    model_config = ConfigDict(strict=True, validate_by_name=True, allow_inf_nan=False)
+
+    timestamp: str | int | float | datetime | None = None
+
+
+class _MeterPayload(_Payload):
+    meter_id: str | None = Field(None, alias="meterId")
+    kwh_consumed_ac: float = Field(alias="kwhConsumedAc", ge=0)
+    voltage: float = Field(ge=0)
+
+
+class _VehiclePayload(_Payload):
+    vehicle_id: str | None = Field(None, alias="vehicleId")
+    soc: float = Field(ge=0, le=100)
+    kwh_delivered_dc: float = Field(alias="kwhDeliveredDc", ge=0)
+    battery_temp: float = Field(alias="batteryTemp")
+    meter_id: str | None = Field(None, alias="meterId")
+
+
+_PAYLOADS: dict[Kind, type[_MeterPayload] | type[_VehiclePayload]] = {
+    Kind.METER: _MeterPayload,
+    Kind.VEHICLE: _VehiclePayload,
+}
+
+
+def decode_telemetry(
+    kind: Kind, device_id: str, payload: bytes, content_type: str | None, arrival: int, limits: Limits
+) -> Sequence[Reading | Rejection]:
+    """The readings of one telemetry message, in its order; an element of an array that is rejected is in its place.
+
+    `arrival` is in microseconds since 1970. Raises Rejection where the message as a whole says nothing.
+    """
+    schema = _PAYLOADS[kind]
+    dump: Callable[[object], bytes] = cbor2.dumps if content_type == CBOR else _dump_json
+    try:
+        if content_type == CBOR:
+            parsed = cbor2.loads(payload)
+        elif payload.lstrip()[:1] == b"[":
+            parsed = from_json(payload)
+        else:
+            return (_reading(device_id, schema.model_validate_json(payload), arrival, limits),)
+        if not isinstance(parsed, list):
+            return (_reading(device_id, schema.model_validate(parsed), arrival, limits),)
+    except ValidationError as error:
+        raise _rejection(error) from None
+    except (ValueError, cbor2.CBORError) as error:
+        raise Rejection(Reason.MALFORMED, printable(str(error))) from None
+    if not parsed:
+        raise Rejection(Reason.EMPTY_ARRAY, "an array of no readings")
+    return [_element(device_id, schema, element, len(parsed) - 1, dump, arrival, limits) for element in parsed]
+
+
+def decode_status(kind: Kind, device_id: str, payload: bytes, arrival: int) -> Presence:
+    """What a status message says.
+
+    Raises Rejection (invalid_status).
+    """
+    online = STATUS.get(payload)
+    if online is None:
+        raise Rejection(Reason.INVALID_STATUS, 'a status is "online" or "offline"')
+    return Presence(device_id, kind, online, arrival)
+
+
+def encode_reading(reading: Reading) -> bytes:
+    """The payload, in the contract's JSON, that decodes to this reading."""
+    timestamp = (EPOCH + timedelta(microseconds=reading.ts)).isoformat().replace("+00:00", "Z")
+    body: dict[str, Any]
+    if isinstance(reading, MeterReading):
+        body = {"meterId": reading.device_id, "kwhConsumedAc": reading.kwh_ac, "voltage": reading.voltage}
+    else:
+        body = {
+            "vehicleId": reading.device_id,
+            "soc": reading.soc,
+            "kwhDeliveredDc": reading.kwh_dc,
+            "batteryTemp": reading.battery_temp,
+        }
+        if reading.meter_id is not None:
+            body["meterId"] = reading.meter_id
+    return _dump_json(body | {"timestamp": timestamp})
+
+
+def printable(text: str, longest: int = 500) -> str:
+    """Text that any database and terminal takes: no control characters, no lone surrogates, not endless."""
+    cleaned = "".join(character if character.isprintable() else "\ufffd" for character in text[:longest])
+    return cleaned if len(text) <= longest else cleaned + "…"
+
+
+def _dump_json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _element(
+    device_id: str,
+    schema: type[_MeterPayload | _VehiclePayload],
+    element: object,
+    siblings: int,
+    dump: Callable[[object], bytes],
+    arrival: int,
+    limits: Limits,
+) -> Reading | Rejection:
+    """One element of an array: it is rejected alone."""
+    try:
+        valid = schema.model_validate(element)
+        if valid.timestamp is not None or not siblings:
+            return _reading(device_id, valid, arrival, limits)
+        # All would get the same time of arrival, and all but one would count as duplicates.
+        rejection = Rejection(Reason.MISSING_FIELD, "timestamp: needed where an array has several readings")
+    except ValidationError as error:
+        rejection = _rejection(error)
+    except Rejection as verdict:
+        rejection = verdict
+    return Rejection(rejection.reason, rejection.detail, dump(element))
+
+
+def _reading(device_id: str, valid: _MeterPayload | _VehiclePayload, arrival: int, limits: Limits) -> Reading:
+    ts = arrival if valid.timestamp is None else _microseconds(valid.timestamp)
+    if ts > arrival + limits.max_future_s * SECOND:
+        raise Rejection(
+            Reason.TIMESTAMP_IN_FUTURE, f"timestamp is {(ts - arrival) / SECOND:.0f} s ahead of the bridge's clock"
+        )
+    if ts < arrival - limits.horizon_days * DAY:
+        raise Rejection(Reason.TIMESTAMP_TOO_OLD, f"timestamp is older than {limits.horizon_days} days")
+    own_id = valid.meter_id if isinstance(valid, _MeterPayload) else valid.vehicle_id
+    if own_id is not None and own_id != device_id:
+        raise Rejection(Reason.ID_MISMATCH, f"the payload says {printable(own_id, 128)!r}, the topic {device_id!r}")
+    if isinstance(valid, _MeterPayload):
+        _check_cap("kwhConsumedAc", valid.kwh_consumed_ac, 0, limits.max_interval_kwh)
+        _check_cap("voltage", valid.voltage, 0, limits.max_voltage)
+        return MeterReading(device_id, ts, valid.kwh_consumed_ac, valid.voltage, arrival, valid.timestamp is None)
+    _check_cap("kwhDeliveredDc", valid.kwh_delivered_dc, 0, limits.max_interval_kwh)
+    _check_cap("batteryTemp", valid.battery_temp, limits.min_battery_temp, limits.max_battery_temp)
+    if valid.meter_id is not None and not DEVICE_ID.fullmatch(valid.meter_id):
+        raise Rejection(Reason.INVALID_DEVICE_ID, "meterId must be 1 to 128 of A-Z a-z 0-9 . _ : -")
+    return VehicleReading(
+        device_id,
+        ts,
+        valid.kwh_delivered_dc,
+        valid.soc,
+        valid.battery_temp,
+        valid.meter_id,
+        arrival,
+        valid.timestamp is None,
+    )
+
+
+def _check_cap(field: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise Rejection(Reason.OUT_OF_RANGE, f"{field}: {value:g} is not within {lowest:g} to {highest:g}")
+
+
+def _microseconds(timestamp: str | float | datetime) -> int:
+    """RFC 3339 with a zone, or epoch seconds or milliseconds, as microseconds since 1970."""
+    if isinstance(timestamp, int | float):
+        unit = SECOND if abs(timestamp) < FIRST_MILLISECONDS else 1_000
+        return round(timestamp * unit)
+    if isinstance(timestamp, str):
+        try:
+            moment = datetime.fromisoformat(timestamp.upper())
+        except ValueError:
+            moment = None
+        # fromisoformat takes more of ISO 8601 than RFC 3339 is: week dates, dates without dashes or times.
+        if moment is None or timestamp[4:5] != "-" or timestamp[10:11] not in ("T", "t", " "):
+            raise Rejection(
+                Reason.INVALID_TIMESTAMP,
+                f"timestamp: {printable(timestamp, 64)!r} is neither RFC 3339 nor epoch seconds or milliseconds",
+            )
+    else:
+        moment = timestamp
+    if moment.tzinfo is None:
+        raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: has no time zone; add Z or an offset")
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
+
+
+_REASONS = {
+    "json_invalid": Reason.MALFORMED,
+    "model_type": Reason.NOT_AN_OBJECT,
+    "missing": Reason.MISSING_FIELD,
+    "finite_number": Reason.OUT_OF_RANGE,
+    "greater_than_equal": Reason.OUT_OF_RANGE,
+    "less_than_equal": Reason.OUT_OF_RANGE,
+}
+
+
+def _rejection(error: ValidationError) -> Rejection:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    if field == "timestamp":
+        return Rejection(Reason.INVALID_TIMESTAMP, "timestamp: must be RFC 3339, epoch seconds or epoch milliseconds")
+    reason = _REASONS.get(first["type"], Reason.WRONG_TYPE)
+    return Rejection(reason, printable(f"{field}: {first['msg']}" if field else first["msg"]))

@@ -1,0 +1,327 @@
+"""The database side of the data path: one transaction for each batch, and a verdict on what PostgreSQL says.
+
+The one module on the data path that runs psycopg.
+"""
+
+import struct
+from collections.abc import Iterable
+from datetime import date, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from bridge.batch import Batch, DeadLetter
+from bridge.config import Database
+from bridge.messages import DAY, EPOCH, MeterReading, Reading, VehicleReading, printable
+from bridge.migrate import check_schema
+from bridge.topics import Kind
+
+log = structlog.get_logger()
+
+# PostgreSQL's own epoch, 2000-01-01, in microseconds since 1970: what binary timestamps count from.
+POSTGRES_EPOCH = 946_684_800_000_000
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+COPY_TRAILER = struct.pack(">h", -1)
+# A half-open connection to the database is noticed after about this long.
+KEEPALIVES = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+    "connect_timeout": "5",
+    "application_name": "wattbridge",
+}
+# What the data is to blame for: trying again cannot help. Everything else is tried again.
+DATA_ERRORS = ("22", "23")
+# What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout).
+PASSING_ERRORS = ("08", "40", "53", "57")
+
+
+class Totals(NamedTuple):
+    """The counters of this daemon since its first start, as committed."""
+
+    received: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    dead_lettered: int = 0
+    presence: int = 0
+
+
+class RetryError(Exception):
+    """The database could not take the batch now; the same batch again, later.
+
+    `expected` is false for errors that are not known to pass by themselves: those deserve a complaint.
+    """
+
+    def __init__(self, reason: str, *, expected: bool) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+class RefusedError(Exception):
+    """The database refuses something in the batch; the rest of it is fine."""
+
+
+class Store:
+    """Writes batches over one connection, made when needed. `instance` names the counters of this daemon."""
+
+    def __init__(self, config: Database, instance: str) -> None:
+        self._config = config
+        self._instance = instance
+        self._connection: AsyncConnection[tuple[Any, ...]] | None = None
+        self._partitions: dict[str, set[int]] = {"meter_history": set(), "vehicle_history": set()}
+
+    async def open(self) -> Totals:
+        """Connects where there is no connection, checks that the schema is ours, and reads the counters.
+
+        Raises RetryError.
+        """
+        try:
+            return await self._totals(await self._connected())
+        except psycopg.Error as error:
+            raise await self._verdict(error) from error
+
+    async def close(self) -> None:
+        """Closes the connection; the next call makes a new one."""
+        if self._connection:
+            await self._connection.close()
+        self._connection = None
+
+    async def write(self, batch: Batch) -> Totals:
+        """Commits what becomes of each part of the batch: history, duplicate, dead letter; once, however often called.
+
+        Raises RetryError or RefusedError; then nothing of the batch is committed, or the answer was lost.
+        """
+        try:
+            connection = await self._connected()
+            await self._ensure_partitions(connection, "meter_history", batch.meters.values())
+            await self._ensure_partitions(connection, "vehicle_history", batch.vehicles.values())
+            async with connection.transaction(), connection.cursor() as cursor:
+                return await self._write(cursor, batch)
+        except psycopg.Error as error:
+            raise await self._verdict(error) from error
+
+    async def _write(self, cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> Totals:
+        meters = await _store_readings(cursor, Kind.METER, batch.meters)
+        vehicles = await _store_readings(cursor, Kind.VEHICLE, batch.vehicles)
+        conflicts = [*meters.conflicts, *vehicles.conflicts]
+        stored = meters.stored + vehicles.stored
+        known = len(batch.meters) + len(batch.vehicles) - stored - len(conflicts)
+
+        replayed = await _delete_replayed(cursor, batch)
+        letters = [*batch.dead_letters, *map(batch.conflict, conflicts)]
+        dead = await _insert_dead_letters(cursor, letters)
+        await _upsert_presence(cursor, batch)
+
+        await cursor.execute(
+            _sql("count_batch"),
+            {
+                "instance": self._instance,
+                "received": batch.received - replayed,
+                "stored": stored,
+                "duplicate": batch.duplicates + known + len(letters) - dead,
+                "dead_lettered": dead - replayed,
+                "presence": batch.statuses,
+                "batch": batch.id,
+            },
+        )
+        return await self._totals(cursor)
+
+    async def _totals(self, on: AsyncConnection[tuple[Any, ...]] | AsyncCursor[tuple[Any, ...]]) -> Totals:
+        cursor = await on.execute(_sql("read_counters"), {"instance": self._instance})
+        row = await cursor.fetchone()
+        return Totals(*row) if row else Totals()
+
+    async def _connected(self) -> AsyncConnection[tuple[Any, ...]]:
+        if self._connection is None or self._connection.broken or self._connection.closed:
+            self._connection = None
+            connection = await AsyncConnection.connect(conninfo(self._config), autocommit=True)
+            try:
+                timeout = int(self._config.statement_timeout_s * 1_000)
+                await connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout),))
+                await check_schema(connection)
+                await connection.execute(_sql("stage"))
+            except BaseException:
+                await connection.close()
+                raise
+            # Another server may answer now, or the partitions were dropped meanwhile: ask again.
+            for known in self._partitions.values():
+                known.clear()
+            self._connection = connection
+            log.info("database.connected", host=connection.info.host, database=connection.info.dbname)
+        return self._connection
+
+    async def _ensure_partitions(
+        self, connection: AsyncConnection[tuple[Any, ...]], history: str, readings: Iterable[Reading]
+    ) -> None:
+        missing = {reading.ts // DAY for reading in readings} - self._partitions[history]
+        if missing:
+            days = sorted(EPOCH.date() + timedelta(days=day) for day in missing)
+            await _create_partitions(connection, history, days)
+            self._partitions[history] |= missing
+
+    async def _verdict(self, error: psycopg.Error) -> RetryError | RefusedError:
+        """What to do about an error, by its SQLSTATE. A connection that is not usable any more is given up."""
+        reason = _describe(error)
+        state = error.sqlstate or ""
+        for known in self._partitions.values():
+            known.clear()
+        if state.startswith(DATA_ERRORS):
+            return RefusedError(reason)
+        await self.close()
+        expected = state.startswith(PASSING_ERRORS) or (not state and isinstance(error, psycopg.OperationalError))
+        return RetryError(reason, expected=expected)
+
+
+class _Stored(NamedTuple):
+    stored: int
+    conflicts: list[Reading]
+
+
+async def _store_readings(
+    cursor: AsyncCursor[tuple[Any, ...]],
+    kind: Kind,
+    readings: dict[tuple[str, int], MeterReading] | dict[tuple[str, int], VehicleReading],
+) -> _Stored:
+    """History and live state of one kind; what is left over is known already, with the same values or with others."""
+    if not readings:
+        return _Stored(0, [])
+    async with cursor.copy(_COPY[kind]) as copy:
+        await copy.write(copy_rows(readings.values()))
+    await cursor.execute(_sql(f"insert_{kind}_history"))
+    stored = cursor.rowcount
+    conflicts: list[Reading] = []
+    if stored < len(readings):
+        await cursor.execute(_sql(f"find_{kind}_conflicts"))
+        for device_id, ts in await cursor.fetchall():
+            since = ts - EPOCH
+            conflicts.append(
+                readings[device_id, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds]
+            )
+    await cursor.execute(_sql(f"upsert_{kind}_live"))
+    return _Stored(stored, conflicts)
+
+
+async def _insert_dead_letters(cursor: AsyncCursor[tuple[Any, ...]], letters: list[DeadLetter]) -> int:
+    if not letters:
+        return 0
+    await cursor.execute(
+        _sql("insert_dead_letters"),
+        {
+            "device_ids": [letter.device_id for letter in letters],
+            "digests": [letter.digest for letter in letters],
+            "topics": [letter.topic for letter in letters],
+            "payloads": [letter.payload for letter in letters],
+            "content_types": [letter.content_type for letter in letters],
+            "reasons": [str(letter.reason) for letter in letters],
+            "details": [letter.detail for letter in letters],
+            "received_ats": [EPOCH + timedelta(microseconds=letter.received_at) for letter in letters],
+        },
+        binary=True,
+    )
+    return cursor.rowcount
+
+
+async def _delete_replayed(cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> int:
+    if not batch.replayed:
+        return 0
+    await cursor.execute(
+        _sql("delete_replayed"),
+        {
+            "device_ids": [key.device_id for key in batch.replayed],
+            "digests": [key.digest for key in batch.replayed],
+        },
+    )
+    return cursor.rowcount
+
+
+async def _upsert_presence(cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> None:
+    if batch.presences:
+        said = batch.presences.values()
+        await cursor.execute(
+            _sql("upsert_presence"),
+            {
+                "device_ids": [presence.device_id for presence in said],
+                "kinds": [str(presence.kind) for presence in said],
+                "onlines": [presence.online for presence in said],
+                "received_ats": [EPOCH + timedelta(microseconds=presence.received_at) for presence in said],
+            },
+        )
+
+
+async def _create_partitions(connection: AsyncConnection[tuple[Any, ...]], history: str, days: list[date]) -> None:
+    await connection.execute("SELECT ensure_history_partitions(%s::regclass, %s::date[])", (history, days))
+
+
+def conninfo(config: Database) -> str:
+    """The libpq connection string, with our defaults where the DSN says nothing.
+
+    Raises psycopg.ProgrammingError where the DSN is not one.
+    """
+    given = {key: str(value) for key, value in conninfo_to_dict(config.dsn.get_secret_value()).items()}
+    password = config.password.get_secret_value()
+    return make_conninfo(**KEEPALIVES | ({"password": password} if password else {}) | given)
+
+
+def copy_rows(readings: Iterable[Reading]) -> bytes:
+    """Readings as one binary COPY stream for the staging tables, in their column order.
+
+    Format: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format".
+    """
+    rows = [COPY_HEADER]
+    for reading in readings:
+        device = reading.device_id.encode()
+        ts = reading.ts - POSTGRES_EPOCH
+        received_at = reading.received_at - POSTGRES_EPOCH
+        if isinstance(reading, MeterReading):
+            packer = _meter_packer(len(device))
+            rows.append(
+                packer.pack(
+                    6, len(device), device, 8, ts, 8, reading.kwh_ac, 8, reading.voltage,
+                    8, received_at, 1, reading.ts_from_arrival,
+                )
+            )  # fmt: skip
+        else:
+            meter = (reading.meter_id or "").encode()
+            packer = _vehicle_packer(len(device), len(meter))
+            rows.append(
+                packer.pack(
+                    8, len(device), device, 8, ts, 8, reading.kwh_dc, 8, reading.soc, 8, reading.battery_temp,
+                    len(meter) or -1, meter, 8, received_at, 1, reading.ts_from_arrival,
+                )
+            )  # fmt: skip
+    rows.append(COPY_TRAILER)
+    return b"".join(rows)
+
+
+@cache
+def _meter_packer(device: int) -> struct.Struct:
+    return struct.Struct(f">hi{device}siqididiqi?")
+
+
+@cache
+def _vehicle_packer(device: int, meter: int) -> struct.Struct:
+    return struct.Struct(f">hi{device}siqidididi{meter}siqi?")
+
+
+@cache
+def _sql(name: str) -> str:
+    """A statement of the hot path, from sql/ingest."""
+    return files("bridge").joinpath("sql", "ingest", f"{name}.sql").read_text(encoding="utf-8")
+
+
+_COPY: dict[Kind, str] = {
+    Kind.METER: "COPY staged_meter FROM STDIN (FORMAT BINARY)",
+    Kind.VEHICLE: "COPY staged_vehicle FROM STDIN (FORMAT BINARY)",
+}
+
+
+def _describe(error: psycopg.Error) -> str:
+    """An error of the database on one line, with its SQLSTATE."""
+    said = printable(" ".join(str(error).split())) or type(error).__name__
+    return f"{said} (SQLSTATE {error.sqlstate})" if error.sqlstate else said
