@@ -216,8 +216,11 @@ def _explain(error: ValidationError, keys: list[str], path: Path | None) -> Iter
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key{_nearest(key, keys)}"
             continue
-        value = "" if problem["type"] == "value_error" else f" is {_shown(key, problem['input'])}:"
-        yield f"{where}:{value} {problem['msg'].removeprefix('Value error, ')}"
+        if problem["type"] == "model_type":
+            yield f"{where} is a section of keys: {', '.join(name for name in keys if name.startswith(f'{key}.'))}"
+            continue
+        value = "" if problem["type"] == "value_error" else f" is {_shown(key, problem['input'])}"
+        yield f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _shown(key: str, value: object) -> str:

@@ -83,7 +83,6 @@ class Progress:
     """What the pipeline has done since it started; `totals` are the committed counters, over restarts."""
 
     deliveries: int = 0
-    readings: int = 0
     batches: int = 0
     totals: Totals = field(default_factory=Totals)
     last_commit_ms: float = 0.0
@@ -179,16 +178,13 @@ class Pipeline:
             if channel is Channel.STATUS:
                 batch.add_presence(decode_status(kind, device_id, payload, arrival))
                 return
-            before = batch.received
             for item in decode_telemetry(kind, device_id, payload, publication.content_type, arrival, self._limits):
                 if isinstance(item, Rejection):
                     batch.add_rejection(item, device_id, topic, payload, publication.content_type, arrival)
                 else:
                     batch.add_reading(item)
-            self.progress.readings += batch.received - before
         except Rejection as rejection:
             batch.add_rejection(rejection, device_id, topic, payload, publication.content_type, arrival)
-            self.progress.readings += 1
 
     def _arrival(self) -> int:
         """Now in microseconds since 1970, never the same twice: it may have to tell readings of a device apart."""

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from bridge.batch import Batch, DeadLetter
 from bridge.config import Database
+from bridge.errors import ConfigError
 from bridge.messages import DAY, EPOCH, MeterReading, Reading, VehicleReading, printable
 from bridge.migrate import check_schema
 from bridge.topics import Kind
@@ -261,9 +262,15 @@ async def _create_partitions(connection: AsyncConnection[tuple[Any, ...]], histo
 def conninfo(config: Database) -> str:
     """The libpq connection string, with our defaults where the DSN says nothing.
 
-    Raises psycopg.ProgrammingError where the DSN is not one.
+    Raises ConfigError where the DSN is not one.
     """
-    given = {key: str(value) for key, value in conninfo_to_dict(config.dsn.get_secret_value()).items()}
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(config.dsn.get_secret_value()).items()}
+    except psycopg.ProgrammingError:
+        # What libpq says about it quotes the DSN, and so perhaps the password.
+        raise ConfigError(
+            "database.dsn (masked) is neither postgresql://user:password@host:port/database nor key=value pairs"
+        ) from None
     password = config.password.get_secret_value()
     return make_conninfo(**KEEPALIVES | ({"password": password} if password else {}) | given)
 
