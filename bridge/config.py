@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +15,12 @@ from bridge.messages import Limits
 from bridge.topics import Topics, check_template
 
 PREFIX = "WATTBRIDGE_"
-# Variables with our prefix that are not keys of the configuration.
-OTHER_VARIABLES = ("WATTBRIDGE_CONFIG", "WATTBRIDGE_TEST_")
+# Variables with our prefix that are not keys of the configuration: which file to read, and what tests are told.
+FILE_VARIABLE = "WATTBRIDGE_CONFIG"
+TEST_PREFIX = "WATTBRIDGE_TEST_"
 DEFAULT_FILE = Path("config/wattbridge.toml")
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class _Section(BaseModel):
@@ -34,6 +35,8 @@ class _Section(BaseModel):
         for name in cls.model_fields:
             path = values.get(f"{name}_file")
             if path and f"{name}_file" in cls.model_fields:
+                if not isinstance(path, str | Path):
+                    raise ValueError(f"{name}_file: must be the path of a file, in quotes")
                 if values.get(name):
                     raise ValueError(f"{name} and {name}_file are both set; leave one out")
                 try:
@@ -171,56 +174,71 @@ class Config(BaseSettings):
         return env_settings, init_settings
 
 
-def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+def load(path: Path | None = None) -> Config:
     """The configuration from `path` (default: $WATTBRIDGE_CONFIG, then config/wattbridge.toml if it exists).
 
-    Raises ConfigError with one line for each problem: the key, what it is (secrets masked), what is allowed.
+    Variables of the environment go before it. Raises ConfigError with one line for each problem: the key, what it
+    is (secrets masked), what is allowed.
     """
-    environment = os.environ if environment is None else environment
     if path is None:
-        named = environment.get("WATTBRIDGE_CONFIG")
+        named = os.environ.get(FILE_VARIABLE)
         path = Path(named) if named else (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    keys = dict(_keys(Config))
-    unknown = [
-        f"{name}: unknown variable{_nearest(name, [PREFIX + key.replace('.', '__').upper() for key in keys])}"
-        for name in environment
-        if name.startswith(PREFIX)
-        and not name.startswith(OTHER_VARIABLES)
-        and name.removeprefix(PREFIX).lower().replace("__", ".") not in keys
-    ]
-    if unknown:
+    keys = list(_keys(Config))
+    if unknown := list(_unknown_variables(keys)):
         raise ConfigError("\n".join(unknown))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
-        return Config(**values)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    # Not left to the model: as arguments, some names would mean something else to it.
+    if unknown := [
+        f"{key} ({path}): unknown key{_nearest(key, [*Config.model_fields])}"
+        for key in values
+        if key not in Config.model_fields
+    ]:
+        raise ConfigError("\n".join(unknown))
+    try:
+        return Config(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, list(keys), path))) from None
+        raise ConfigError("\n".join(_explain(error, keys, path))) from None
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of the configuration with its annotation: `mqtt`, `mqtt.host` and so on."""
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of the configuration that has a value: `mqtt.host`, `mqtt.tls.enabled` and so on."""
     for name, field in model.model_fields.items():
-        yield prefix + name, field.annotation
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _variable(key: str) -> str:
+    """The variable that overrides a key."""
+    return PREFIX + key.replace(".", "__").upper()
+
+
+def _unknown_variables(keys: list[str]) -> Iterator[str]:
+    """A line for each variable with our prefix that overrides nothing."""
+    known = [_variable(key) for key in keys]
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in (*known, FILE_VARIABLE) and not name.startswith(TEST_PREFIX):
+            yield f"{name}: unknown variable{_nearest(name, known)}"
 
 
 def _explain(error: ValidationError, keys: list[str], path: Path | None) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"])
-        where = f"{key} ({path or 'environment'})"
+        overridden = _variable(key) in os.environ
+        where = f"{key} ({_variable(key) if overridden else path or 'environment'})"
         if problem["type"] == "extra_forbidden":
             yield f"{where}: unknown key{_nearest(key, keys)}"
-            continue
-        if problem["type"] == "model_type":
+        elif problem["type"] == "model_type":
             yield f"{where} is a section of keys: {', '.join(name for name in keys if name.startswith(f'{key}.'))}"
-            continue
-        value = "" if problem["type"] == "value_error" else f" is {_shown(key, problem['input'])}"
-        yield f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
+        else:
+            value = "" if problem["type"] == "value_error" else f" is {_shown(key, problem['input'])}"
+            yield f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _shown(key: str, value: object) -> str:

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     NOT_AN_OBJECT = "not_an_object"
     EMPTY_ARRAY = "empty_array"
+    ARRAY_TOO_LONG = "array_too_long"
     MISSING_FIELD = "missing_field"
     WRONG_TYPE = "wrong_type"
     OUT_OF_RANGE = "out_of_range"

@@ -4,12 +4,14 @@ Times are integers here: microseconds since 1970-01-01 UTC, the resolution of Po
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from io import BytesIO
+from typing import Any, NamedTuple, NoReturn
 
 import cbor2
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from bridge.errors import Reason, Rejection
@@ -20,6 +22,10 @@ SECOND = 1_000_000
 DAY = 86_400 * SECOND
 # Numbers from here on are milliseconds: as seconds they would lie beyond the year 5138.
 FIRST_MILLISECONDS = 100_000_000_000
+MOST_MILLISECONDS = 10**15
+RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})?"
+)
 CBOR = "application/cbor"
 STATUS = {b"online": True, b"offline": False}
 
@@ -27,14 +33,21 @@ STATUS = {b"online": True, b"offline": False}
 class Limits(BaseModel):
     """What a reading may say; beyond it is a fault of the device, and a dead letter."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    horizon_days: int = Field(366, ge=1, description="readings older than this many days are dead letters")
-    max_future_s: float = Field(300, ge=0, description="seconds a device clock may run ahead")
-    max_interval_kwh: float = Field(1_000, gt=0, description="most energy in one interval, kWh")
-    max_voltage: float = Field(1_000, gt=0, description="highest voltage, V")
-    min_battery_temp: float = Field(-60, description="lowest battery temperature, degrees Celsius")
-    max_battery_temp: float = Field(150, description="highest battery temperature, degrees Celsius")
+    horizon_days: int = Field(366, ge=1, le=36_600, description="readings older than this many days are dead letters")
+    max_future_s: float = Field(300, ge=0, le=86_400, description="seconds a device clock may run ahead")
+    max_array: int = Field(10_000, ge=1, le=100_000, description="most readings in one message")
+    max_interval_kwh: float = Field(1_000, gt=0, le=1e9, description="most energy in one interval, kWh")
+    max_voltage: float = Field(1_000, gt=0, le=1e9, description="highest voltage, V")
+    min_battery_temp: float = Field(-60, ge=-274, description="lowest battery temperature, degrees Celsius")
+    max_battery_temp: float = Field(150, le=10_000, description="highest battery temperature, degrees Celsius")
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> "Limits":
+        if not self.min_battery_temp < self.max_battery_temp:
+            raise ValueError("min_battery_temp must be below max_battery_temp")
+        return self
 
 
 class MeterReading(NamedTuple):
@@ -122,10 +135,11 @@ def decode_telemetry(
     `arrival` is in microseconds since 1970. Raises Rejection where the message as a whole says nothing.
     """
     schema = _PAYLOADS[kind]
-    dump: Callable[[object], bytes] = cbor2.dumps if content_type == CBOR else _dump_json
+    is_cbor = content_type is not None and content_type.lower() == CBOR
+    dump = _dump_cbor if is_cbor else _dump_json
     try:
-        if content_type == CBOR:
-            parsed = cbor2.loads(payload)
+        if is_cbor:
+            parsed = _parse_cbor(payload)
         elif payload.lstrip()[:1] == b"[":
             parsed = from_json(payload)
         else:
@@ -138,6 +152,9 @@ def decode_telemetry(
         raise Rejection(Reason.MALFORMED, printable(str(error))) from None
     if not parsed:
         raise Rejection(Reason.EMPTY_ARRAY, "an array of no readings")
+    if len(parsed) > limits.max_array:
+        # Each element costs time in which nothing else happens: a few bytes must not buy seconds of it.
+        raise Rejection(Reason.ARRAY_TOO_LONG, f"an array of {len(parsed)} readings, more than {limits.max_array}")
     return [_element(device_id, schema, element, len(parsed) - 1, dump, arrival, limits) for element in parsed]
 
 
@@ -176,6 +193,36 @@ def printable(text: str, longest: int = 500) -> str:
     return cleaned if len(text) <= longest else cleaned + "…"
 
 
+def _parse_cbor(payload: bytes) -> object:
+    """One CBOR item, of what JSON can say as well, and dates.
+
+    Raises ValueError or cbor2.CBORError.
+    """
+    stream = BytesIO(payload)
+    value = cbor2.CBORDecoder(stream, semantic_decoders=_NO_TAGS, read_size=1).decode()
+    if stream.tell() != len(payload):
+        raise ValueError("there is more after the CBOR item")
+    return value
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise ValueError("this CBOR tag has no place in a reading")
+
+
+# References could make a small message huge or endless, fractions and patterns slow. Left are dates and big integers.
+_NO_TAGS = dict.fromkeys(
+    (4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
+
+
+def _dump_cbor(value: object) -> bytes | None:
+    """The value as CBOR; None where it cannot be written down again, such as a date without a zone."""
+    try:
+        return cbor2.dumps(value)
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError):
+        return None
+
+
 def _dump_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -185,7 +232,7 @@ def _element(
     schema: type[_MeterPayload | _VehiclePayload],
     element: object,
     siblings: int,
-    dump: Callable[[object], bytes],
+    dump: Callable[[object], bytes | None],
     arrival: int,
     limits: Limits,
 ) -> Reading | Rejection:
@@ -242,30 +289,32 @@ def _check_cap(field: str, value: float, lowest: float, highest: float) -> None:
 def _microseconds(timestamp: str | float | datetime) -> int:
     """RFC 3339 with a zone, or epoch seconds or milliseconds, as microseconds since 1970."""
     if isinstance(timestamp, int | float):
+        if abs(timestamp) > MOST_MILLISECONDS:
+            raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: is beyond all calendars")
         unit = SECOND if abs(timestamp) < FIRST_MILLISECONDS else 1_000
         return round(timestamp * unit)
-    if isinstance(timestamp, str):
-        try:
-            moment = datetime.fromisoformat(timestamp.upper())
-        except ValueError:
-            moment = None
-        # fromisoformat takes more of ISO 8601 than RFC 3339 is: week dates, dates without dashes or times.
-        if moment is None or timestamp[4:5] != "-" or timestamp[10:11] not in ("T", "t", " "):
-            raise Rejection(
-                Reason.INVALID_TIMESTAMP,
-                f"timestamp: {printable(timestamp, 64)!r} is neither RFC 3339 nor epoch seconds or milliseconds",
-            )
-    else:
-        moment = timestamp
+    moment = _parse_rfc3339(timestamp) if isinstance(timestamp, str) else timestamp
     if moment.tzinfo is None:
         raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: has no time zone; add Z or an offset")
     since = moment - EPOCH
     return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
 
 
+def _parse_rfc3339(timestamp: str) -> datetime:
+    # fromisoformat alone takes more of ISO 8601 than RFC 3339 is: week dates, dates without dashes or times.
+    if RFC3339.fullmatch(timestamp):
+        try:
+            return datetime.fromisoformat(timestamp.upper())
+        except ValueError:
+            pass  # the 30th of February, or 25 o'clock
+    raise Rejection(
+        Reason.INVALID_TIMESTAMP,
+        f"timestamp: {printable(timestamp, 64)!r} is neither RFC 3339 nor epoch seconds or milliseconds",
+    )
+
+
 _REASONS = {
     "json_invalid": Reason.MALFORMED,
-    "model_type": Reason.NOT_AN_OBJECT,
     "missing": Reason.MISSING_FIELD,
     "finite_number": Reason.OUT_OF_RANGE,
     "greater_than_equal": Reason.OUT_OF_RANGE,
@@ -278,5 +327,7 @@ def _rejection(error: ValidationError) -> Rejection:
     field = str(first["loc"][0]) if first["loc"] else ""
     if field == "timestamp":
         return Rejection(Reason.INVALID_TIMESTAMP, "timestamp: must be RFC 3339, epoch seconds or epoch milliseconds")
+    if first["type"] == "model_type":
+        return Rejection(Reason.NOT_AN_OBJECT, "a reading is an object")
     reason = _REASONS.get(first["type"], Reason.WRONG_TYPE)
     return Rejection(reason, printable(f"{field}: {first['msg']}" if field else first["msg"]))

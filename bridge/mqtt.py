@@ -20,6 +20,8 @@ log = structlog.get_logger()
 
 Deliver = Callable[["Connection", Sequence[mqtt5.PublishPacket]], None]
 
+# By the standard: 256 MiB less one byte, and the header.
+LARGEST_PACKET = 268_435_460
 SUBSCRIBE_ID = 1
 STATUS_ID = 2
 ONLINE = b"online"
@@ -57,6 +59,7 @@ class Connection(asyncio.Protocol):
         self._deliver = deliver
         self._transport: asyncio.Transport | None = None
         self._rest = b""
+        self._longest = connect.max_packet_size or LARGEST_PACKET
         self._reading = True
         self._intake = True
         self._answered = True
@@ -91,6 +94,8 @@ class Connection(asyncio.Protocol):
         except BaseException as error:  # noqa: BLE001 - the codec panics (no Exception) on some hostile packets
             self.abort(ConnectionLostError(f"the broker sent a malformed packet: {error}"))
         self._rest = bytes(buffer[position:])
+        if len(self._rest) > self._longest:
+            self.abort(ConnectionLostError("the broker sent a packet larger than mqtt.max_packet_size"))
         if publications and self._intake:
             self._deliver(self, publications)
 
