@@ -1,0 +1,245 @@
+"""The command line: what an operator types. Each command says what it does, what it needs and how it ends."""
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import bridge
+from bridge import check as checks
+from bridge import config as configuration
+from bridge import daemon, deadletters, logs, migrate, store
+from bridge import demo as demonstration
+from bridge.deadletters import Selection
+from bridge.errors import ExitCode, Reason, WattbridgeError
+from simulator.cli import parse_duration, simulate
+
+HELP = """\
+Wattbridge carries energy telemetry from MQTT into PostgreSQL: acknowledged after commit, exactly once.
+
+Start with **wattbridge demo**: everything private, nothing to configure. For your own broker and database
+edit config/wattbridge.toml or set WATTBRIDGE_… variables, then **migrate**, **check** and
+**run**.
+
+Exit codes: 0 fine; 1 a problem that the message names; 2 wrong usage or configuration; 3 the broker refused us;
+4 told to stop, and the last batch was not committed in time (nothing is lost: it was not acknowledged).
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+letters = typer.Typer(help="What was rejected and why: look at it, replay it, throw it away.", no_args_is_help=True)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c",
+        help="TOML file; default: $WATTBRIDGE_CONFIG, then config/wattbridge.toml where it exists.",
+    ),
+]  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def about(
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False
+) -> None:
+    """Options before any command."""
+    if version:
+        print(f"wattbridge {bridge.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(config_file: ConfigFile = None) -> None:
+    """Run the bridge until SIGTERM or Ctrl-C.
+
+    Waits, and says so, while the broker or the database is down or the schema is missing. On the first signal it
+    finishes: commits what it holds, acknowledges it, disconnects. A second signal ends it at once.
+    """
+    config = configuration.load(config_file)
+    logs.configure(config.log.level, config.log.format)
+    store.conninfo(config.database)
+    raise typer.Exit(daemon.run(config))
+
+
+@app.command("migrate")
+def migrate_command(config_file: ConfigFile = None) -> None:
+    """Create or update the schema, as the role that owns it. Safe to run again, and from several places at once."""
+    config = configuration.load(config_file)
+    applied = migrate.migrate(store.conninfo(config.database))
+    for name in applied:
+        print(f"applied {name}")
+    print("the schema is current" if applied else "the schema is current, there was nothing to do")
+
+
+@app.command()
+def check(config_file: ConfigFile = None) -> None:
+    """Check the configuration, connect to both sides and report what was found. Ends with 1 on a problem."""
+    config = configuration.load(config_file)
+    raise typer.Exit(ExitCode.OK if checks.report(config) else ExitCode.PROBLEM)
+
+
+@app.command()
+def demo(
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            "--for", parser=parse_duration, metavar="DURATION", help="End by itself after this long, e.g. 20s or 5m."
+        ),
+    ] = None,
+    meters: Annotated[int, typer.Option(help="Meters in the simulated fleet.", min=1)] = 10_000,
+    vehicles: Annotated[int, typer.Option(help="Vehicles in the simulated fleet.", min=0)] = 10_000,
+    speedup: Annotated[float, typer.Option(help="Simulated seconds in one real second.", min=0.1)] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed, another fleet.")] = 1,
+) -> None:
+    """Run everything on this machine, privately: broker, database, bridge and a simulated fleet; watch it live.
+
+    Needs the extra: pip install 'wattbridge[demo]', and a mosquitto binary. Uses free ports, leaves nothing behind.
+    At the end the books are balanced: published = stored + duplicate + dead-lettered, else it ends with 1.
+    """
+    options = demonstration.Options(duration, meters, vehicles, speedup, seed)
+    raise typer.Exit(demonstration.run(options))
+
+
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids (or their first digits) as `list` shows them.")]
+ReasonOption = Annotated[Reason | None, typer.Option("--reason", help="Only with this reason code.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="Only of this device.")]
+SinceOption = Annotated[datetime | None, typer.Option("--since", help="Only received at or after this (UTC).")]
+BeforeOption = Annotated[datetime | None, typer.Option("--before", help="Only received before this (UTC).")]
+
+
+@letters.command("list")
+def list_letters(
+    reason: ReasonOption = None,
+    device: DeviceOption = None,
+    since: SinceOption = None,
+    before: BeforeOption = None,
+    limit: Annotated[int, typer.Option(help="At most so many rows.", min=1)] = 50,
+    config_file: ConfigFile = None,
+) -> None:
+    """List dead letters, newest first, and count them by reason."""
+    config = configuration.load(config_file)
+    selection = selected(None, reason, device, since, before)
+    table = Table("id", "received (UTC)", "device", "reason", "detail")
+    for letter in deadletters.select(config, selection, limit):
+        received = letter.received_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(letter.id, received, letter.device_id, letter.reason, escape(letter.detail))
+    counts = deadletters.count_by_reason(config, selection)
+    if counts:
+        Console().print(table)
+    total = sum(counts.values())
+    print(f"{total} dead letters" + "".join(f"; {count} {name}" for name, count in counts.items()))
+
+
+@letters.command()
+def show(
+    ids: Annotated[list[str], typer.Argument(help="Ids (or their first digits) as `list` shows them.")],
+    config_file: ConfigFile = None,
+) -> None:
+    """Show dead letters whole, with their payload."""
+    found = list(deadletters.select(configuration.load(config_file), Selection(ids)))
+    if not found:
+        raise WattbridgeError("there is no such dead letter; `wattbridge dead-letters list` shows those there are")
+    for letter in found:
+        print(f"id            {letter.digest.hex()}")
+        print(f"topic         {letter.topic}")
+        print(f"received      {letter.received_at.astimezone(UTC).isoformat()}")
+        print(f"reason        {letter.reason}: {letter.detail}")
+        print(f"content type  {letter.content_type or 'none given'}")
+        print(f"payload       {len(letter.payload)} bytes")
+        print(payload_text(letter.payload), end="\n\n")
+
+
+@letters.command()
+def replay(
+    ids: Ids = None,
+    reason: ReasonOption = None,
+    device: DeviceOption = None,
+    since: SinceOption = None,
+    before: BeforeOption = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Decode dead letters again, by the configuration of today; those that are accepted become history.
+
+    Useful after limits or topic templates were corrected. What is still rejected stays as it is. Safe to run twice.
+    """
+    config = configuration.load(config_file)
+    selection = some(selected(ids, reason, device, since, before), everything=everything)
+    outcome = asyncio.run(deadletters.replay(config, selection))
+    print(f"{outcome.accepted} dead letters replayed, {outcome.still_rejected} still rejected")
+
+
+@letters.command()
+def purge(
+    ids: Ids = None,
+    reason: ReasonOption = None,
+    device: DeviceOption = None,
+    since: SinceOption = None,
+    before: BeforeOption = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Delete dead letters for good. Asks first, with the number."""
+    config = configuration.load(config_file)
+    selection = some(selected(ids, reason, device, since, before), everything=everything)
+    total = sum(deadletters.count_by_reason(config, selection).values())
+    if total and not yes:
+        typer.confirm(f"Delete {total} dead letters for good?", abort=True)
+    print(f"{deadletters.purge(config, selection) if total else 0} dead letters deleted")
+
+
+def selected(
+    ids: list[str] | None,
+    reason: Reason | None,
+    device: str | None,
+    since: datetime | None,
+    before: datetime | None,
+) -> Selection:
+    """The selection that the options describe; times without a zone are UTC."""
+    since, before = (moment and moment.replace(tzinfo=moment.tzinfo or UTC) for moment in (since, before))
+    return Selection(ids or (), reason, device, before, since)
+
+
+def some(selection: Selection, *, everything: bool) -> Selection:
+    """The selection, if the operator has said which: nothing happens to all of them by accident."""
+    if selection.everything != everything:
+        raise typer.BadParameter("name the dead letters by id or by an option; --all alone stands for all of them")
+    return selection
+
+
+def payload_text(payload: bytes) -> str:
+    """A payload for a terminal: its text where it is text, else its bytes in hexadecimal."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return payload.hex(" ")
+    return text if all(character.isprintable() or character in "\r\n\t" for character in text) else payload.hex(" ")
+
+
+app.command("simulate")(simulate)
+app.add_typer(letters, name="dead-letters")
+
+
+def main() -> None:
+    """Entry point: errors that a person can mend are one clear line."""
+    try:
+        app()
+    except WattbridgeError as error:
+        fail(str(error), error.exit_code)
+    except psycopg.Error as error:
+        fail(f"the database says: {' '.join(str(error).split())}", ExitCode.PROBLEM)
+
+
+def fail(message: str, code: ExitCode) -> None:
+    """Ends the process with the message on standard error."""
+    print(f"wattbridge: {message}", file=sys.stderr)
+    sys.exit(code)
