@@ -71,7 +71,9 @@ def run(config_file: ConfigFile = None) -> None:
 def migrate_command(config_file: ConfigFile = None) -> None:
     """Create or update the schema, as the role that owns it. Safe to run again, and from several places at once."""
     config = configuration.load(config_file)
-    applied = migrate.migrate(store.conninfo(config.database))
+    applied = migrate.migrate(
+        store.conninfo(config.database), warn=lambda said: print(f"warning: {said}", file=sys.stderr)
+    )
     for name in applied:
         print(f"applied {name}")
     print("the schema is current" if applied else "the schema is current, there was nothing to do")
@@ -172,6 +174,7 @@ def replay(
     """
     config = configuration.load(config_file)
     selection = some(selected(ids, reason, device, since, before), everything=everything)
+    logs.configure("warning", config.log.format)
     outcome = asyncio.run(deadletters.replay(config, selection))
     print(f"{outcome.accepted} dead letters replayed, {outcome.still_rejected} still rejected")
 

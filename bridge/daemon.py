@@ -65,16 +65,20 @@ class Daemon:
 
             self._session.stop_intake()
             self._pipeline.drain()
-            _, unfinished = await asyncio.wait([writer], timeout=self._config.shutdown_deadline_s)
-            writer.cancel()
+            # Nothing held means nothing to wait for, even where the database has not answered yet.
+            await asyncio.wait([writer], timeout=self._config.shutdown_deadline_s if self._pipeline.outstanding else 0)
             await self._session.disconnect()
-            session.cancel()
-            reporter.cancel()
+            if self._pipeline.outstanding:
+                # Not by cancelling: psycopg would first ask a database that may hang to cancel the statement.
+                self._say("daemon.stopped", unfinished=True, refused=self._refused and str(self._refused))
+                os._exit(ExitCode.DEADLINE)
+            for task in (writer, session, reporter):
+                task.cancel()
         await self._store.close()
-        self._say("daemon.stopped", unfinished=bool(unfinished))
+        self._say("daemon.stopped", unfinished=False)
         if self._refused:
             raise self._refused
-        return ExitCode.DEADLINE if unfinished else ExitCode.OK
+        return ExitCode.OK
 
     async def _keep_session(self) -> None:
         try:

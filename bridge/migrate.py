@@ -1,6 +1,7 @@
 """The schema: numbered migrations once each, roles and views whenever they changed. One at a time, all or nothing."""
 
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def scripts() -> list[Script]:
     ]
 
 
-def migrate(dsn: str) -> list[str]:
+def migrate(dsn: str, warn: Callable[[str], None] | None = None) -> list[str]:
     """Brings the database to the schema of this version; returns the names of the files that it applied.
 
     Safe to run from several places at once. Raises SchemaError where an applied migration has been altered since,
@@ -60,6 +61,8 @@ def migrate(dsn: str) -> list[str]:
     """
     applied = []
     with psycopg.connect(dsn, application_name="wattbridge-migrate", connect_timeout=10) as connection:
+        if warn:
+            connection.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         # Functions keep this path: the schema that the tables are in, and temporary objects last.
         connection.execute("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")

@@ -28,6 +28,8 @@ ONLINE = b"online"
 OFFLINE = b"offline"
 # The connection must have lasted this long before its loss counts as the first of a new row.
 STABLE_S = 10.0
+# So many connections in a row that did not last are no accident.
+MOST_CUT_SHORT = 5
 # Answers that may be different next time. Every other refusal needs a person. (The codec's codes do not hash.)
 PASSING = (
     mqtt5.ConnAckReasonCode.UNSPECIFIED_ERROR,
@@ -50,6 +52,10 @@ class ConnectionLostError(Exception):
     """The connection ended or could not be made; the session makes a new one."""
 
 
+class HungUpError(ConnectionLostError):
+    """The broker closed the connection without a reason."""
+
+
 class Connection(asyncio.Protocol):
     """One connection to the broker, from CONNECT to its end."""
 
@@ -63,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._intake = True
         self._answered = True
+        self.granted = False
         self._heartbeat: asyncio.TimerHandle | None = None
         self.connected: asyncio.Future[mqtt5.ConnAckPacket] = loop.create_future()
         self.subscribed: asyncio.Future[mqtt5.SubAckPacket] = loop.create_future()
@@ -104,7 +111,7 @@ class Connection(asyncio.Protocol):
         if self._heartbeat:
             self._heartbeat.cancel()
         if not self.closed.done():
-            self.closed.set_result(exc or ConnectionLostError("the broker closed the connection"))
+            self.closed.set_result(exc or HungUpError("the broker closed the connection"))
         for future in (self.connected, self.subscribed):
             if not future.done():
                 future.set_exception(self.closed.result())
@@ -121,8 +128,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join([mqtt5.PubAckPacket(packet_id).write() for packet_id in packet_ids]))
 
     def pause(self) -> None:
-        """Stops reading from the network: from here on the broker keeps what comes."""
-        if self._transport and self._reading and not self._transport.is_closing():
+        """Stops reading from the network: from here on the broker keeps what comes. Not before we are subscribed."""
+        if self._transport and self.granted and self._reading and not self._transport.is_closing():
             self._reading = False
             self._transport.pause_reading()
 
@@ -213,21 +220,30 @@ class Session:
         """
         backoff = Backoff()
         loop = asyncio.get_running_loop()
+        cut_short = 0
         while not self._stopping:
             began = loop.time()
+            self._connection = None
             try:
-                connection = await self.connect()
-                self._greet(connection)
-                reason = await connection.closed
+                self._connection = await self.connect()
+                self._greet(self._connection)
+                reason = await self._connection.closed
             except (OSError, ConnectionLostError, TimeoutError) as error:
                 reason = error
-            self._connection = None
             if isinstance(reason, BrokerRefusedError):
                 raise reason
             if self._stopping:
                 return
-            if loop.time() - began > STABLE_S:
+            lasted = loop.time() - began > STABLE_S
+            if lasted:
                 backoff.reset()
+            # Mosquitto 2.0.11 does not say that another client took the session over, it just hangs up.
+            cut_short = cut_short + 1 if isinstance(reason, HungUpError) and self._connection and not lasted else 0
+            if cut_short == MOST_CUT_SHORT:
+                raise BrokerRefusedError(
+                    f"the broker hung up {cut_short} times in a row, each time soon after it let us in: most likely "
+                    "another client has the same client id; give each daemon its own mqtt.client_id"
+                )
             delay = backoff.next()
             log.warning(
                 "mqtt.waiting",
@@ -252,14 +268,16 @@ class Session:
                 connection.start_heartbeat((welcome.server_keep_alive or config.keep_alive_s) / 2)
                 connection.send(mqtt5.SubscribePacket(SUBSCRIBE_ID, [_topic_filter(f) for f in self._filters]))
                 self._check_granted(await connection.subscribed)
+                connection.granted = True
         except ssl.SSLCertVerificationError as error:
             raise BrokerRefusedError(f"the broker's certificate is not trusted: {error.verify_message}") from None
         except TimeoutError:
             raise ConnectionLostError(f"no answer within {config.connect_timeout_s:g} s") from None
+        else:
+            return connection
         finally:
-            if not (connection.subscribed.done() and connection.subscribed.exception() is None):
+            if not connection.granted:
                 connection.close()
-        return connection
 
     def stop_intake(self) -> None:
         """First step of stopping: nothing more is handed over, and no new connection is made."""
@@ -274,7 +292,6 @@ class Session:
             await connection.disconnect(self._config.connect_timeout_s)
 
     def _greet(self, connection: Connection) -> None:
-        self._connection = connection
         if self._stopping:
             connection.stop_intake()
         connection.send(_retained(self._status_topic, ONLINE))

@@ -140,7 +140,7 @@ class Pipeline:
             if publication.packet_id is not None:
                 load.owe(source, publication.packet_id)
         self.progress.deliveries += len(publications)
-        if (self._held > self._window or self._held_bytes > self._max_bytes) and source is not self._paused:
+        if self._held > self._window or self._held_bytes > self._max_bytes:
             source.pause()
             self._paused = source
         if self._loads[0].opened == now or self._is_full(self._loads[0]):

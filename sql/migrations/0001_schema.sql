@@ -150,7 +150,8 @@ DECLARE
     wanted  date;
     name    text;
 BEGIN
-    IF base NOT IN ('meter_history', 'vehicle_history') THEN
+    -- By identity: somebody may have a table of that name in a schema of their own.
+    IF history <> ALL (ARRAY['meter_history', 'vehicle_history']::regclass[]) THEN
         RAISE EXCEPTION '% is not a history table', history;
     END IF;
     FOREACH wanted IN ARRAY days LOOP
@@ -158,7 +159,9 @@ BEGIN
         CONTINUE WHEN to_regclass(format('%s.%I', schema, name)) IS NOT NULL;
         -- Several daemons may want the same day at once: one makes it, the others see it made.
         PERFORM pg_advisory_xact_lock(hashtext('wattbridge partition'), hashtext(name));
-        CONTINUE WHEN to_regclass(format('%s.%I', schema, name)) IS NOT NULL;
+        -- Not to_regclass again: it may remember that there was no such table.
+        CONTINUE WHEN EXISTS (SELECT FROM pg_inherits JOIN pg_class ON oid = inhrelid
+                              WHERE inhparent = history AND relname = name);
         EXECUTE format('CREATE TABLE %s.%I (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES)', schema, name, history);
         EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s.%I FOR VALUES FROM (%L) TO (%L)',
                        history, schema, name,

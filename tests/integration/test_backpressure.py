@@ -1,0 +1,148 @@
+"""When the database cannot keep up, the broker keeps the backlog; the daemon holds a window of it, connected."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bridge.services import PrivateMosquitto
+from tests.integration.harness import (
+    Daemon,
+    Proxy,
+    Publisher,
+    check_books,
+    expected_history,
+    meter,
+    meter_history,
+    now,
+    series,
+    wait_for_received,
+    wait_until,
+)
+
+WINDOW = 500
+MAX_BYTES = 1024 * 1024
+SETTINGS = {
+    "mqtt__receive_maximum": WINDOW,
+    "mqtt__max_outstanding_bytes": MAX_BYTES,
+    "mqtt__keep_alive_s": 5,
+    "log__report_every_s": 0.2,
+}
+# What one read from the network may bring beyond the limits: 256 KiB, in messages of at least 150 bytes.
+ONE_READ = 256 * 1024
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    with Proxy(database) as running:
+        yield running
+
+
+@pytest.fixture
+def own_broker() -> Iterator[PrivateMosquitto]:
+    """Not the shared one: it is filled with messages."""
+    with PrivateMosquitto() as broker:
+        yield broker
+
+
+@pytest.mark.parametrize("state", ["hanging", "down"])
+def test_outstanding_is_bounded_while_the_database_is_away(
+    state: str, proxy: Proxy, database: str, own_broker: PrivateMosquitto, topic_root: str, tmp_path: Path
+) -> None:
+    queued = list(series(devices=50, readings=100))
+    padding = "x" * 1_000
+    start = now() - timedelta(hours=5)
+    flood = [meter("FLOOD", start + timedelta(seconds=n)) | {"padding": padding} for n in range(10_000)]
+    size = len(json.dumps(flood[0]))
+    with (
+        Daemon(proxy.dsn, own_broker, topic_root, tmp_path, **SETTINGS) as daemon,
+        Publisher(own_broker, topic_root) as devices,
+    ):
+        proxy.stall() if state == "hanging" else proxy.refuse()
+        for device, reading in queued:
+            devices.send("meter", device, reading)
+        devices.flush()
+        daemon.wait_for_event("daemon.progress", outstanding=WINDOW)
+        for reading in flood:
+            devices.send("meter", "FLOOD", reading, qos=0)
+        devices.flush()
+
+        # Over several keep-alives of the connection.
+        seen = len(daemon.events("daemon.progress"))
+        daemon.wait_for_events("daemon.progress", seen + 65)
+        progress = daemon.events("daemon.progress")
+        outstanding = [event["outstanding"] for event in progress]
+        assert outstanding[-1] >= WINDOW
+        assert max(outstanding) <= WINDOW + MAX_BYTES // size + ONE_READ // 150
+        assert all(event["connected"] for event in progress)
+        assert daemon.events("mqtt.waiting") == []
+
+        proxy.heal()
+        wait_for_received(database, len(queued))
+        expected = expected_history(queued)
+        wait_until(lambda: expected.items() <= meter_history(database).items(), "everything at QoS 1 is stored")
+        assert daemon.events("mqtt.waiting") == []
+        assert len(daemon.events("mqtt.connected")) == 1
+        # It reads on after all that.
+        devices.send("meter", "LAST", meter("LAST", now()))
+        wait_until(lambda: "LAST" in {device for device, _ in meter_history(database)}, "the last one is stored")
+        assert daemon.terminate() == 0
+    books = check_books(database)
+    assert books.duplicate == books.dead_lettered == 0
+
+
+def test_the_daemon_holds_no_more_memory_than_its_window(
+    proxy: Proxy, database: str, own_broker: PrivateMosquitto, topic_root: str, tmp_path: Path
+) -> None:
+    """64 MB of QoS 1 wait in the broker; of them the daemon takes its window alone."""
+    psutil = pytest.importorskip("psutil")
+    start = now() - timedelta(hours=5)
+    padding = "x" * 64_000
+    with (
+        Daemon(proxy.dsn, own_broker, topic_root, tmp_path, **SETTINGS | {"mqtt__receive_maximum": 50}) as daemon,
+        Publisher(own_broker, topic_root) as devices,
+    ):
+        proxy.refuse()
+        before = psutil.Process(daemon.pid).memory_info().rss
+        for second in range(1_000):
+            devices.send("meter", "BIG", meter("BIG", start + timedelta(seconds=second)) | {"padding": padding})
+        devices.flush()
+        daemon.wait_for_event("database.waiting", attempt=3)
+        grown = psutil.Process(daemon.pid).memory_info().rss - before
+        proxy.heal()
+        wait_for_received(database, 1_000)
+        assert daemon.terminate() == 0
+    assert grown < 32 * 1024 * 1024
+    assert check_books(database)[:4] == (1_000, 1_000, 0, 0)
+
+
+def test_a_broker_that_restarts_while_reading_is_paused(
+    proxy: Proxy, database: str, own_broker: PrivateMosquitto, topic_root: str, tmp_path: Path
+) -> None:
+    queued = list(series(devices=20, readings=100))
+    start = now() - timedelta(hours=5)
+    with Daemon(proxy.dsn, own_broker, topic_root, tmp_path, **SETTINGS) as daemon:
+        with Publisher(own_broker, topic_root) as devices:
+            proxy.refuse()
+            for device, reading in queued:
+                devices.send("meter", device, reading)
+            for second in range(3_000):
+                devices.send("meter", "FLOOD", meter("FLOOD", start + timedelta(seconds=second)), qos=0)
+            devices.flush()
+            wait_until(
+                lambda: any(event["outstanding"] > WINDOW for event in daemon.events("daemon.progress")),
+                "it has paused",
+            )
+        own_broker.stop()
+        own_broker.start()
+        daemon.wait_for_events("mqtt.connected", 2)
+        proxy.heal()
+        expected = expected_history(queued)
+        wait_until(lambda: expected.items() <= meter_history(database).items(), "everything at QoS 1 is stored")
+        with Publisher(own_broker, topic_root) as devices:
+            devices.send("meter", "LAST", meter("LAST", now()))
+            wait_until(lambda: "LAST" in {device for device, _ in meter_history(database)}, "the last one is stored")
+        assert daemon.terminate() == 0
+    assert check_books(database).dead_lettered == 0

@@ -1,0 +1,239 @@
+"""The schema: made once by whoever comes first, explained in the database itself, and no wider open than needed."""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from bridge.migrate import scripts
+from bridge.services import EmbeddedPostgres
+from tests.integration.harness import (
+    PROGRAM,
+    Address,
+    Daemon,
+    Publisher,
+    ask,
+    check_books,
+    empty_database,
+    environment,
+    meter,
+    now,
+    vehicle,
+    wait_for_received,
+    wait_until,
+    wattbridge,
+)
+
+
+@pytest.fixture
+def empty(postgres_dsn_admin: str) -> Iterator[str]:
+    with empty_database(postgres_dsn_admin) as dsn:
+        yield dsn
+
+
+def env(dsn: str, broker: Address) -> dict[str, str]:
+    return environment(dsn, broker, "test", "test-migrate")
+
+
+def test_many_at_once_make_one_schema(empty: str, broker: Address, tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [PROGRAM, "migrate"],
+            env=env(empty, broker),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 8, said
+    assert sum("applied migrations/0001_schema.sql" in text for text in said) == 1
+    assert sum("there was nothing to do" in text for text in said) == 7
+    assert {name for (name,) in ask(empty, "SELECT name FROM schema_migration")} == {s.name for s in scripts()}
+
+
+def test_the_second_run_does_nothing(empty: str, broker: Address, tmp_path: Path) -> None:
+    first = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    assert first.code == 0
+    assert first.out.splitlines()[0] == "applied migrations/0001_schema.sql"
+    catalog = "SELECT oid, xmin::text, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY oid"
+    before = ask(empty, catalog)
+    second = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    assert second == (0, "the schema is current, there was nothing to do\n", "")
+    names = [(oid, name) for oid, _, name in before]
+    assert [(oid, name) for oid, _, name in ask(empty, catalog)] == names
+
+
+def test_an_altered_migration_is_an_error(empty: str, broker: Address, tmp_path: Path) -> None:
+    wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    ask(empty, "UPDATE schema_migration SET checksum = 'x' WHERE name = 'migrations/0001_schema.sql'")
+    reply = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    assert reply.code == 1
+    assert reply.out == ""
+    assert reply.err.startswith("wattbridge: migrations/0001_schema.sql was applied")
+    assert len(reply.err.splitlines()) == 1
+
+
+def test_an_altered_view_is_made_anew(empty: str, broker: Address, tmp_path: Path) -> None:
+    wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    ask(empty, "UPDATE schema_migration SET checksum = 'x' WHERE name LIKE 'views/%%meter%%'".replace("%%", "%"))
+    reply = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    assert reply.code == 0
+    assert "applied views/10_meter_status.sql" in reply.out
+    assert "vehicle" not in reply.out
+
+
+def test_a_migration_that_fails_leaves_nothing(empty: str, broker: Address, tmp_path: Path) -> None:
+    ask(empty, "CREATE VIEW vehicle_status AS SELECT 1 AS another_shape")
+    reply = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    assert reply.code == 1
+    assert reply.err.startswith("wattbridge: the database says:")
+    assert ask(empty, "SELECT to_regclass('meter_history'), to_regclass('schema_migration')") == [(None, None)]
+
+
+def test_everything_explains_itself(database: str) -> None:
+    missing = ask(
+        database,
+        """
+        SELECT c.relname, a.attname
+        FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm') AND NOT c.relispartition
+          AND (obj_description(c.oid, 'pg_class') IS NULL OR col_description(c.oid, a.attnum) IS NULL)
+        """,
+    )
+    assert missing == []
+    functions = (
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND obj_description(oid) IS NULL"
+    )
+    assert ask(database, functions) == []
+
+
+def test_every_key_starts_with_the_device(database: str) -> None:
+    keys = dict(
+        ask(
+            database,
+            """
+            SELECT c.relname, a.attname
+            FROM pg_class c
+            LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
+            LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+            """,
+        )
+    )
+    others = {name: key for name, key in keys.items() if key not in ("meter_id", "vehicle_id", "device_id")}
+    assert others == {"ingest_counter": "instance", "schema_migration": "name"}
+
+
+# --- roles -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logins(database: str, postgres_dsn_admin: str) -> Iterator[dict[str, str]]:
+    """DSNs of a login of each role, and of one without any."""
+    names = {role: f"test_{role}_{uuid.uuid4().hex[:8]}" for role in ("writer", "reader", "nobody")}
+    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
+        for role, name in names.items():
+            login = sql.Identifier(name)
+            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(login))
+            if role != "nobody":
+                admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(f"wattbridge_{role}"), login))
+        yield {role: make_conninfo(database, user=name, password="test") for role, name in names.items()}
+        for name in names.values():
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def test_the_writer_is_enough_for_the_daemon(
+    database: str, logins: dict[str, str], broker: Address, topic_root: str, tmp_path: Path
+) -> None:
+    with (
+        Daemon(logins["writer"], broker, topic_root, tmp_path) as daemon,
+        Publisher(broker, topic_root) as devices,
+    ):
+        moments = [now() - timedelta(days=day) for day in (0, 3, 200)]
+        devices.send("meter", "MTR-1", [meter("MTR-1", moment) for moment in moments])
+        devices.send("vehicle", "VEH-1", [vehicle("VEH-1", moment) for moment in moments])
+        devices.send("meter", "MTR-1", [meter("MTR-1", moments[0]), meter("MTR-1", moments[0], 9), {}])
+        devices.send("vehicle", "VEH-1", b"online", channel="status")
+        wait_for_received(database, 9)
+        wait_until(lambda: ask(database, "SELECT 1 FROM device_presence"), "the status is stored")
+        assert check_books(database)[:4] == (9, 6, 1, 2)
+        assert daemon.events("database.waiting") == []
+        assert daemon.terminate() == 0
+    (partition,) = {name for (name,) in ask(database, "SELECT min(tableoid::regclass::text) FROM meter_history")}
+
+    refused = [
+        "UPDATE meter_history SET kwh_ac = 0",
+        "DELETE FROM meter_history",
+        "TRUNCATE vehicle_history",
+        "DROP TABLE meter_history",
+        f"DROP TABLE {partition}",
+        f"DELETE FROM {partition}",
+        f"ALTER TABLE meter_history DETACH PARTITION {partition}",
+        "DELETE FROM meter_live",
+        "DELETE FROM ingest_counter",
+        "UPDATE dead_letter SET reason = 'x'",
+        "UPDATE schema_migration SET checksum = 'x'",
+        "CREATE TABLE mine (i int)",
+        "ALTER FUNCTION ensure_history_partitions(regclass, date[]) SECURITY INVOKER",
+    ]
+    for statement in refused:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            ask(logins["writer"], statement)
+    with pytest.raises(psycopg.errors.RaiseException, match="not a history table"):
+        ask(logins["writer"], "SELECT ensure_history_partitions('dead_letter'::regclass, ARRAY['2026-01-01'::date])")
+
+
+def test_a_table_of_their_own_does_not_lead_the_function_astray(database: str, logins: dict[str, str]) -> None:
+    with psycopg.connect(logins["writer"], autocommit=True) as connection:
+        connection.execute("CREATE TEMP TABLE meter_history (ts timestamptz) PARTITION BY RANGE (ts)")
+        with pytest.raises(psycopg.Error):
+            connection.execute("SELECT ensure_history_partitions('pg_temp.meter_history', ARRAY['2026-01-01'::date])")
+
+
+def test_the_reader_sees_the_views_alone(database: str, logins: dict[str, str]) -> None:
+    tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = ANY(%s)"
+    for (view,) in ask(database, tables, ["v", "m"]):
+        ask(logins["reader"], f"SELECT * FROM {view}")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            ask(logins["nobody"], f"SELECT * FROM {view}")
+    for (table,) in ask(database, tables, ["r", "p"]):
+        for login in ("reader", "nobody"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                ask(logins[login], f"SELECT * FROM {table}")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        ask(logins["reader"], "SELECT ensure_history_partitions('meter_history', ARRAY['2026-01-01'::date])")
+
+
+def test_an_ordinary_owner_can_migrate_and_run(broker: Address, topic_root: str, tmp_path: Path) -> None:
+    """On a server of its own: roles are the server's, and here they must not be there yet."""
+    with EmbeddedPostgres() as server:
+        ask(server.dsn, "CREATE ROLE plain LOGIN PASSWORD 'test' NOSUPERUSER NOCREATEROLE NOCREATEDB")
+        ask(server.dsn, "CREATE DATABASE plain OWNER plain")
+        dsn = make_conninfo(server.dsn, user="plain", password="test", dbname="plain")
+        reply = wattbridge("migrate", env=env(dsn, broker), cwd=tmp_path)
+        assert reply.code == 0, reply.err
+        assert "applied migrations/0001_schema.sql" in reply.out
+        assert "wattbridge_writer does not exist" in reply.out + reply.err
+        with (
+            Daemon(dsn, broker, topic_root, tmp_path) as daemon,
+            Publisher(broker, topic_root) as devices,
+        ):
+            devices.send("meter", "MTR-1", meter("MTR-1", now()))
+            wait_for_received(dsn, 1)
+            assert daemon.terminate() == 0
+        # Once somebody has made the roles, they get what they need.
+        ask(server.dsn, "CREATE ROLE wattbridge_writer")
+        ask(server.dsn, "CREATE ROLE wattbridge_reader")
+        reply = wattbridge("migrate", env=env(dsn, broker), cwd=tmp_path)
+        assert (reply.code, reply.err) == (0, "")
+        granted = "SELECT has_table_privilege('wattbridge_writer', 'meter_history', 'INSERT')"
+        assert ask(dsn, granted) == [(True,)]
