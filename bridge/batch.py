@@ -1,6 +1,7 @@
 """A batch: what one transaction writes. Decides what is new, a duplicate or a conflict within itself. Pure."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -48,6 +49,7 @@ class Batch:
     vehicles: dict[tuple[str, int], VehicleReading] = field(default_factory=dict)
     presences: dict[tuple[str, Kind], Presence] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    rivals: list[Reading] = field(default_factory=list)
     replayed: list[Key] = field(default_factory=list)
     received: int = 0
     duplicates: int = 0
@@ -55,18 +57,21 @@ class Batch:
 
     def __len__(self) -> int:
         """How many things the database has to decide about."""
-        return len(self.meters) + len(self.vehicles) + len(self.presences) + len(self.dead_letters)
+        return len(self.readings) + len(self.presences) + len(self.dead_letters)
+
+    @property
+    def taken(self) -> int:
+        """How many readings and status messages it was given."""
+        return self.received + self.statuses
 
     def add_reading(self, reading: Reading) -> None:
-        """Takes a reading; the first one of a (device, ts) stays."""
+        """Takes a reading; the first one of a (device, ts) stays, another one with other values is its rival."""
         self.received += 1
         known = self.keep(reading)
-        if known is reading:
-            return
-        if known.values == reading.values:
+        if known is not reading and known.values == reading.values:
             self.duplicates += 1
-        else:
-            self.dead_letters.append(self.conflict(reading))
+        elif known is not reading:
+            self.rivals.append(reading)
 
     def add_presence(self, presence: Presence) -> None:
         """Takes a status; the last one of a device stays."""
@@ -86,6 +91,17 @@ class Batch:
             DeadLetter(device_id, topic, kept, content_type, rejection.reason, rejection.detail, arrival)
         )
 
+    def conflicts(self, known: Mapping[tuple[Kind, str, int], tuple[object, ...]]) -> tuple[list[DeadLetter], int]:
+        """The dead letters of what differs from history, and how many rivals turn out to be duplicates of it.
+
+        `known` has the values in history of those readings whose own are others. Together with the first
+        reading of a (device, ts) that is all there is to compare a rival with.
+        """
+        firsts: list[Reading] = [*self.meters.values(), *self.vehicles.values()]
+        letters = [self.conflict(reading) for reading in firsts if _key(reading) in known]
+        other = [rival for rival in self.rivals if known.get(_key(rival)) != rival.values]
+        return letters + [self.conflict(rival) for rival in other], len(self.rivals) - len(other)
+
     def conflict(self, reading: Reading) -> DeadLetter:
         """The dead letter of a reading whose (device, ts) is known with other values."""
         detail = "history has this device and timestamp with other values; the first one stays"
@@ -93,8 +109,8 @@ class Batch:
 
     @property
     def readings(self) -> list[Reading]:
-        """The readings that are not decided within the batch."""
-        return [*self.meters.values(), *self.vehicles.values()]
+        """The readings that are not decided within the batch; rivals come after those they differ from."""
+        return [*self.meters.values(), *self.vehicles.values(), *self.rivals]
 
     def split(self) -> tuple["Batch", "Batch"]:
         """Two batches, each with its own id, that together say the same: to find what the database refuses.
@@ -103,17 +119,20 @@ class Batch:
         """
         readings = self.readings
         middle = 0 if self.dead_letters or self.presences else len(readings) // 2
-        rest = replace(self, id=uuid4(), meters={}, vehicles={}, received=self.received - len(readings[middle:]))
+        rest = replace(
+            self, id=uuid4(), meters={}, vehicles={}, rivals=[], received=self.received - len(readings[middle:])
+        )
         other = Batch(self.topics, received=len(readings[middle:]))
         for half, part in ((rest, readings[:middle]), (other, readings[middle:])):
             for reading in part:
-                half.keep(reading)
+                if half.keep(reading) is not reading:
+                    half.rivals.append(reading)
         return rest, other
 
     def refused(self, why: str) -> "Batch":
         """This batch with its readings as dead letters: the database does not take them."""
         letters = [self._dead(reading, Reason.REFUSED_BY_DATABASE, why) for reading in self.readings]
-        return replace(self, id=uuid4(), meters={}, vehicles={}, dead_letters=[*self.dead_letters, *letters])
+        return replace(self, id=uuid4(), meters={}, vehicles={}, rivals=[], dead_letters=[*self.dead_letters, *letters])
 
     def keep(self, reading: Reading) -> Reading:
         """Takes a reading unless its (device, ts) is taken; returns the one that stays: the first."""
@@ -123,6 +142,13 @@ class Batch:
         return self.vehicles.setdefault(key, reading)
 
     def _dead(self, reading: Reading, reason: Reason, detail: str) -> DeadLetter:
-        kind = Kind.METER if isinstance(reading, MeterReading) else Kind.VEHICLE
-        topic = self.topics.telemetry(kind, reading.device_id)
+        topic = self.topics.telemetry(_kind(reading), reading.device_id)
         return DeadLetter(reading.device_id, topic, encode_reading(reading), None, reason, detail, reading.received_at)
+
+
+def _kind(reading: Reading) -> Kind:
+    return Kind.METER if isinstance(reading, MeterReading) else Kind.VEHICLE
+
+
+def _key(reading: Reading) -> tuple[Kind, str, int]:
+    return _kind(reading), reading.device_id, reading.ts

@@ -10,12 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.config import Config, Mqtt
+from bridge.connection import ConnectionLostError
 from bridge.errors import BrokerRefusedError
 from bridge.migrate import scripts
-from bridge.mqtt import ConnectionLostError, Session
+from bridge.mqtt import Session
 from bridge.store import conninfo
 from bridge.topics import Channel
 
+ALSO_NEEDED = {
+    "TEMP on the database": "SELECT has_database_privilege(current_database(), 'TEMP')",
+    "EXECUTE on ensure_history_partitions": (
+        "SELECT has_function_privilege('ensure_history_partitions(regclass, date[])', 'EXECUTE')"
+    ),
+}
 WRITER_NEEDS = {
     "meter_history": "SELECT, INSERT",
     "vehicle_history": "SELECT, INSERT",
@@ -81,6 +88,7 @@ def _schema(connection: psycopg.Connection) -> Iterator[Finding]:
         for privilege in privileges.split(", ")
         if connection.execute("SELECT has_table_privilege(%s, %s)", (table, privilege)).fetchone() != (True,)
     ]
+    lacking += [what for what, query in ALSO_NEEDED.items() if connection.execute(query).fetchone() != (True,)]
     said = (
         f"lacking {', '.join(lacking)}: GRANT wattbridge_writer TO {connection.info.user}" if lacking else "as needed"
     )
@@ -99,12 +107,12 @@ async def _broker(config: Config) -> list[Finding]:
         }
     )
     topics = config.topics.topics()
-    filters = [pattern for channel in Channel for pattern in topics.filters(channel)]
-    status = config.topics.bridge_status.replace("{client_id}", mqtt.client_id)
+    telemetry, statuses = topics.filters(Channel.TELEMETRY), topics.filters(Channel.STATUS)
+    own_status = config.topics.bridge_status.replace("{client_id}", mqtt.client_id)
     nowhere: Callable[..., None] = lambda *_: None  # noqa: E731
     place = f"{mqtt.host}:{mqtt.port}, {'TLS' if mqtt.tls.enabled else 'plain TCP'}"
     try:
-        connection = await Session(mqtt, [(pattern, False) for pattern in filters], status, nowhere).connect()
+        connection = await Session(mqtt, telemetry, statuses, own_status, nowhere, nowhere).connect()
     except (OSError, ConnectionLostError, BrokerRefusedError) as error:
         return [Finding("broker", False, f"{place}: {error}")]
     welcome = connection.connected.result()
@@ -112,7 +120,7 @@ async def _broker(config: Config) -> list[Finding]:
     shared = welcome.shared_subscription_available or not config.mqtt.share_group
     return [
         Finding("broker", True, f"{place}, MQTT 5"),
-        Finding("subscriptions", True, f"granted at QoS 1: {', '.join(filters)}"),
+        Finding("subscriptions", True, f"granted at QoS 1: {', '.join(telemetry + statuses)}"),
         Finding("shared subscriptions", shared, config.mqtt.share_group or "not used"),
         *_window(config.mqtt),
     ]

@@ -42,7 +42,10 @@ class _Section(BaseModel):
                 try:
                     values = values | {name: Path(path).read_text(encoding="utf-8").strip()}
                 except (OSError, UnicodeDecodeError) as error:
-                    raise ValueError(f"{name}_file: cannot read {path}: {error}") from None
+                    # Somebody may have put the secret itself there.
+                    shown = "the file" if {"=", ":"} & set(str(path)) else path
+                    why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+                    raise ValueError(f"{name}_file: cannot read {shown}: {why}") from None
         return values
 
 
@@ -85,8 +88,8 @@ class Mqtt(_Section):
         "wattbridge", min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$",
         description="names the persistent session; each daemon needs its own",
     )  # fmt: skip
-    username: str | None = Field(None, description="user name at the broker")
-    password: SecretStr = Field(SecretStr(""), description="password at the broker")
+    username: str | None = Field(None, max_length=10_000, description="user name at the broker")
+    password: SecretStr = Field(SecretStr(""), max_length=10_000, description="password at the broker")
     password_file: Path | None = Field(None, description="file that holds the password")
     tls: Tls = Tls()
     keep_alive_s: int = Field(30, ge=5, le=65_535, description="a ping at least this often")

@@ -43,11 +43,11 @@ class Daemon:
         )
         self._session = Session(
             config.mqtt,
-            # Status is not shared: its order matters, and each daemon may write what all of them hear.
-            filters=[(pattern, True) for pattern in topics.filters(Channel.TELEMETRY)]
-            + [(pattern, False) for pattern in topics.filters(Channel.STATUS)],
-            status_topic=config.topics.bridge_status.replace("{client_id}", config.mqtt.client_id),
+            telemetry=topics.filters(Channel.TELEMETRY),
+            statuses=topics.filters(Channel.STATUS),
+            own_status=config.topics.bridge_status.replace("{client_id}", config.mqtt.client_id),
             deliver=self._pipeline.receive,
+            lost=self._pipeline.forget,
         )
         self._stop = asyncio.Event()
         self._refused: BrokerRefusedError | None = None

@@ -16,8 +16,9 @@ from bridge.store import RefusedError, RetryError, Store, conninfo
 from bridge.topics import Channel
 
 # Under this name the counters say what replays did.
-INSTANCE = "replay"
+INSTANCE = "dead-letters replay"
 REPLAYED_AT_ONCE = 500
+REPLAYED_BYTES_AT_ONCE = 8 * 1024 * 1024
 SHORTEST_ID = 4
 
 
@@ -73,12 +74,15 @@ class Selection(NamedTuple):
 class Outcome(NamedTuple):
     """What a replay came to, in dead letters."""
 
-    accepted: int = 0
-    still_rejected: int = 0
+    accepted: int
+    still_rejected: int
 
 
-def select(config: Config, selection: Selection, limit: int | None = None) -> Iterator[Letter]:
-    """The selected dead letters, newest first."""
+def select(
+    config: Config, selection: Selection, limit: int | None = None, *, oldest_first: bool = False
+) -> Iterator[Letter]:
+    """The selected dead letters, newest first unless told otherwise, as they were when the first one was asked for."""
+    order = sql.SQL("ASC" if oldest_first else "DESC")
     with (
         psycopg.connect(conninfo(config.database)) as connection,
         connection.cursor("letters", row_factory=class_row(Letter)) as cursor,
@@ -86,8 +90,8 @@ def select(config: Config, selection: Selection, limit: int | None = None) -> It
         cursor.execute(
             sql.SQL(
                 "SELECT device_id, digest, topic, payload, content_type, reason, detail, received_at FROM dead_letter "
-                "WHERE {} ORDER BY received_at DESC, digest LIMIT {}"
-            ).format(selection.condition(), limit)
+                "WHERE {} ORDER BY received_at {}, digest LIMIT {}"
+            ).format(selection.condition(), order, limit)
         )
         yield from cursor
 
@@ -108,29 +112,32 @@ def purge(config: Config, selection: Selection) -> int:
 
 
 async def replay(config: Config, selection: Selection) -> Outcome:
-    """Decodes the selected dead letters again, by the configuration of today and as of their arrival.
+    """Decodes the selected dead letters again, oldest first, by the configuration of today and as of their arrival.
 
-    Those that are accepted now become history and leave the dead letters, in one transaction; the others stay as
-    they are. Safe to interrupt and to run again. Raises WattbridgeError where the database does not take them.
+    Those that are accepted now become history and leave the dead letters, in one transaction; the others stay, though
+    one that turns out to be a conflict stays as that. Safe to interrupt and to run again. Raises WattbridgeError where
+    the database does not take them.
     """
-    outcome = Outcome()
+    topics = config.topics.topics()
     store = Store(config.database, INSTANCE)
+    seen = accepted = 0
     try:
-        for letters in _chunks(list(select(config, selection)), REPLAYED_AT_ONCE):
-            batch = Batch(config.topics.topics())
+        before = await store.open()
+        for letters in _chunks(select(config, selection, oldest_first=True)):
+            batch = Batch(topics)
             for letter in letters:
                 _add(batch, letter, config)
+            seen += len(letters)
             if batch.replayed:
-                await store.write(batch)
-            accepted = len(batch.replayed)
-            outcome = Outcome(outcome.accepted + accepted, outcome.still_rejected + len(letters) - accepted)
+                # The counters know how many dead letters it came to: what went less what came back.
+                after = await store.write(batch)
+                accepted += before.dead_lettered - after.dead_lettered
+                before = after
     except (RetryError, RefusedError) as error:
-        raise WattbridgeError(
-            f"{outcome.accepted} dead letters were replayed, then the database said: {error}"
-        ) from None
+        raise WattbridgeError(f"{accepted} dead letters were replayed, then the database said: {error}") from None
     finally:
         await store.close()
-    return outcome
+    return Outcome(accepted, seen - accepted)
 
 
 def _add(batch: Batch, letter: Letter, config: Config) -> None:
@@ -160,6 +167,15 @@ def _id_pattern(start: str) -> str:
     return f"{start.lower()}%"
 
 
-def _chunks(letters: list[Letter], size: int) -> Iterator[list[Letter]]:
-    for start in range(0, len(letters), size):
-        yield letters[start : start + size]
+def _chunks(letters: Iterator[Letter]) -> Iterator[list[Letter]]:
+    """Dead letters by what one transaction may hold, in number and in bytes."""
+    chunk: list[Letter] = []
+    size = 0
+    for letter in letters:
+        chunk.append(letter)
+        size += len(letter.payload)
+        if len(chunk) == REPLAYED_AT_ONCE or size > REPLAYED_BYTES_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -187,6 +187,12 @@ def encode_reading(reading: Reading) -> bytes:
     return _dump_json(body | {"timestamp": timestamp})
 
 
+def microseconds(moment: datetime) -> int:
+    """A moment, with its zone, as microseconds since 1970."""
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
+
+
 def printable(text: str, longest: int = 500) -> str:
     """Text that any database and terminal takes: no control characters, no lone surrogates, not endless."""
     cleaned = "".join(character if character.isprintable() else "\ufffd" for character in text[:longest])
@@ -296,8 +302,7 @@ def _microseconds(timestamp: str | float | datetime) -> int:
     moment = _parse_rfc3339(timestamp) if isinstance(timestamp, str) else timestamp
     if moment.tzinfo is None:
         raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: has no time zone; add Z or an offset")
-    since = moment - EPOCH
-    return (since.days * 86_400 + since.seconds) * SECOND + since.microseconds
+    return microseconds(moment)
 
 
 def _parse_rfc3339(timestamp: str) -> datetime:

@@ -90,6 +90,8 @@ async def check_schema(connection: AsyncConnection[tuple[Any, ...]]) -> None:
         names = {name for (name,) in await cursor.fetchall()}
     except psycopg.errors.UndefinedTable:
         raise psycopg.errors.UndefinedTable('the schema is missing: run "wattbridge migrate"') from None
+    if connection.info.parameter_status("server_encoding") != "UTF8":
+        raise psycopg.errors.FeatureNotSupported("the database is not in UTF8: make another with ENCODING 'UTF8'")
     ours = {script.name for script in scripts() if not script.repeatable}
     if missing := sorted(ours - names):
         raise psycopg.errors.FeatureNotSupported(

@@ -18,11 +18,14 @@ from bridge.backoff import Backoff
 from bridge.batch import Batch
 from bridge.config import BatchLimits
 from bridge.errors import Rejection
-from bridge.messages import Limits, decode_status, decode_telemetry
+from bridge.messages import SECOND, Limits, decode_status, decode_telemetry
 from bridge.store import RefusedError, RetryError, Totals
 from bridge.topics import Channel, Topics
 
 log = structlog.get_logger()
+
+# When told to stop, the database is asked this often: the deadline runs.
+DRAINING_DELAY_S = 0.5
 
 
 class Publication(Protocol):
@@ -68,8 +71,13 @@ class Load:
     batch: Batch
     opened: float
     deliveries: int = 0
+    readings: int = 0
     size: int = 0
     owed: list[tuple[Source, list[int]]] = field(default_factory=list)
+
+    def owes_only(self, source: Source) -> bool:
+        """Whether each of its deliveries waits for an acknowledgement on this connection."""
+        return len(self.owed) == 1 and self.owed[0][0] is source and len(self.owed[0][1]) == self.deliveries
 
     def owe(self, source: Source, packet_id: int) -> None:
         """Notes an acknowledgement to give after the commit."""
@@ -92,8 +100,8 @@ class Progress:
 class Pipeline:
     """Takes publications from connections and sees to it that they are committed and acknowledged.
 
-    `window` deliveries or `max_outstanding_bytes` of payload not yet committed are the most that is held: beyond them
-    the connection is paused. QoS 1 never gets there, the broker's window is as large.
+    `window` readings or `max_outstanding_bytes` of payload not yet committed are about the most that is held: beyond
+    them the connection is paused, after the network chunk that went beyond.
     """
 
     def __init__(
@@ -120,11 +128,12 @@ class Pipeline:
         self._paused: Source | None = None
         self._wake = asyncio.Event()
         self._draining = False
+        self._refusal = ""
         self.progress = Progress()
 
     @property
     def outstanding(self) -> int:
-        """Deliveries that are received and not yet committed."""
+        """Readings (and status messages) that are received and not yet committed."""
         return self._held
 
     def receive(self, source: Source, publications: Sequence[Publication]) -> None:
@@ -132,10 +141,13 @@ class Pipeline:
         now = time.monotonic()
         for publication in publications:
             load = self._open_load(now)
+            readings = -load.batch.taken
             self._decode(load.batch, publication)
+            readings += load.batch.taken
             load.deliveries += 1
+            load.readings += readings
             load.size += len(publication.payload)
-            self._held += 1
+            self._held += readings
             self._held_bytes += len(publication.payload)
             if publication.packet_id is not None:
                 load.owe(source, publication.packet_id)
@@ -151,7 +163,9 @@ class Pipeline:
         self.progress.totals = await self._persistently(self._sink.open)
         while load := await self._next_load():
             began = time.monotonic()
-            await self._commit(load.batch)
+            refused = await self._commit(load.batch)
+            if refused:
+                log.warning("readings.refused", readings=refused, reason=self._refusal)
             self._acknowledge(load)
             self._note(load, (time.monotonic() - began) * 1_000)
 
@@ -160,15 +174,31 @@ class Pipeline:
         self._draining = True
         self._wake.set()
 
+    def forget(self, source: Source) -> None:
+        """Drops what an ended connection delivered and nobody has begun to write: the broker delivers it again.
+
+        Otherwise each new connection would bring a whole window on top of what is held. QoS 0 is kept.
+        """
+        dropped = [load for load in self._loads if load.owes_only(source)]
+        self._loads = deque(load for load in self._loads if not load.owes_only(source))
+        for load in dropped:
+            self._release(load)
+
+    def _release(self, load: Load) -> None:
+        """Takes a load off what is held; reads on where that was too much."""
+        self._held -= load.readings
+        self._held_bytes -= load.size
+        if self._paused and self._held <= self._window and self._held_bytes <= self._max_bytes:
+            self._paused.resume()
+            self._paused = None
+
     def _open_load(self, now: float) -> Load:
         if not self._loads or self._is_full(self._loads[-1]):
             self._loads.append(Load(Batch(self._topics), now))
         return self._loads[-1]
 
     def _is_full(self, load: Load) -> bool:
-        return load.batch.received + load.batch.statuses >= self._batch_limits.max_readings or (
-            load.size >= self._batch_limits.max_bytes
-        )
+        return load.readings >= self._batch_limits.max_readings or load.size >= self._batch_limits.max_bytes
 
     def _decode(self, batch: Batch, publication: Publication) -> None:
         arrival = self._arrival()
@@ -188,7 +218,10 @@ class Pipeline:
 
     def _arrival(self) -> int:
         """Now in microseconds since 1970, never the same twice: it may have to tell readings of a device apart."""
-        self._last_arrival = max(self._last_arrival + 1, round(self._clock() * 1_000_000))
+        now = round(self._clock() * SECOND)
+        # A clock that was put back is followed, once it differs by more than a burst of messages can explain.
+        ahead = self._last_arrival - now
+        self._last_arrival = self._last_arrival + 1 if 0 <= ahead < SECOND else now
         return self._last_arrival
 
     async def _next_load(self) -> Load | None:
@@ -207,17 +240,20 @@ class Pipeline:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
 
-    async def _commit(self, batch: Batch) -> None:
-        """Commits the batch, however long it takes; finds and dead-letters what the database refuses."""
+    async def _commit(self, batch: Batch) -> int:
+        """Commits the batch, however long it takes; returns how many readings the database refused as such.
+
+        Those become dead letters, and their neighbours are stored.
+        """
         try:
             self.progress.totals = await self._persistently(lambda: self._write(batch))
         except RefusedError as refusal:
             if len(batch) == len(batch.readings) == 1:
-                log.warning("reading.refused", reading=batch.readings[0], reason=str(refusal))
-                await self._commit(batch.refused(str(refusal)))
-            else:
-                for part in batch.split():
-                    await self._commit(part)
+                self._refusal = str(refusal)
+                return 1 + await self._commit(batch.refused(self._refusal))
+            rest, other = batch.split()
+            return await self._commit(rest) + await self._commit(other)
+        return 0
 
     async def _write(self, batch: Batch) -> Totals:
         try:
@@ -235,7 +271,7 @@ class Pipeline:
             try:
                 return await attempt()
             except RetryError as error:
-                delay = backoff.next()
+                delay = min(backoff.next(), DRAINING_DELAY_S) if self._draining else backoff.next()
                 (log.warning if error.expected else log.error)(
                     "database.waiting",
                     reason=str(error),
@@ -243,18 +279,24 @@ class Pipeline:
                     next_in_s=round(delay, 1),
                     outstanding=self._held,
                 )
-                await asyncio.sleep(delay)
+                await self._sleep(delay)
+
+    async def _sleep(self, delay: float) -> None:
+        """Sleeps, but not through the beginning of the end: then the deadline runs."""
+        until = time.monotonic() + delay
+        draining = self._draining
+        while draining == self._draining and (left := until - time.monotonic()) > 0:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
 
     def _acknowledge(self, load: Load) -> None:
         for source, packet_ids in load.owed:
             source.acknowledge(packet_ids)
 
     def _note(self, load: Load, commit_ms: float) -> None:
-        self._held -= load.deliveries
-        self._held_bytes -= load.size
-        if self._paused and self._held <= self._window and self._held_bytes <= self._max_bytes:
-            self._paused.resume()
-            self._paused = None
+        self._release(load)
         progress = self.progress
         progress.batches += 1
         progress.last_commit_ms = commit_ms

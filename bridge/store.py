@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from bridge.batch import Batch, DeadLetter
 from bridge.config import Database
 from bridge.errors import ConfigError
-from bridge.messages import DAY, EPOCH, MeterReading, Reading, VehicleReading, printable
+from bridge.messages import DAY, EPOCH, MeterReading, Reading, VehicleReading, microseconds, printable
 from bridge.migrate import check_schema
 from bridge.topics import Kind
 
@@ -37,10 +37,15 @@ KEEPALIVES = {
     "connect_timeout": "5",
     "application_name": "wattbridge",
 }
-# What the data is to blame for: trying again cannot help. Everything else is tried again.
-DATA_ERRORS = ("22", "23")
-# What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout).
-PASSING_ERRORS = ("08", "40", "53", "57")
+# What the data is to blame for: trying again cannot help. P0001 is what a trigger raises that refuses a row.
+# Everything else is tried again.
+DATA_ERRORS = ("22", "23", "P0001")
+# What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout), a lock.
+PASSING_ERRORS = ("08", "40", "53", "57", "55P03")
+# Set for the session, whatever database or role say: UTF-8, the calendar of the partitions, and plans that look
+# readings up by key. (Staging tables have no statistics, and a plan made while a partition was small is kept when it
+# is not: without the last two a batch of duplicates may read the whole partition once for each of them.)
+SETTINGS = {"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC", "enable_seqscan": "off", "jit": "off"}
 
 
 class Totals(NamedTuple):
@@ -84,7 +89,7 @@ class Store:
         """
         try:
             return await self._totals(await self._connected())
-        except psycopg.Error as error:
+        except Exception as error:
             raise await self._verdict(error) from error
 
     async def close(self) -> None:
@@ -104,18 +109,19 @@ class Store:
             await self._ensure_partitions(connection, "vehicle_history", batch.vehicles.values())
             async with connection.transaction(), connection.cursor() as cursor:
                 return await self._write(cursor, batch)
-        except psycopg.Error as error:
+        except Exception as error:
             raise await self._verdict(error) from error
 
     async def _write(self, cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> Totals:
         meters = await _store_readings(cursor, Kind.METER, batch.meters)
         vehicles = await _store_readings(cursor, Kind.VEHICLE, batch.vehicles)
-        conflicts = [*meters.conflicts, *vehicles.conflicts]
         stored = meters.stored + vehicles.stored
-        known = len(batch.meters) + len(batch.vehicles) - stored - len(conflicts)
+        differing = meters.differing | vehicles.differing
+        known = len(batch.meters) + len(batch.vehicles) - stored - len(differing)
 
         replayed = await _delete_replayed(cursor, batch)
-        letters = [*batch.dead_letters, *map(batch.conflict, conflicts)]
+        conflicts, rivals_known = batch.conflicts(differing)
+        letters = [*batch.dead_letters, *conflicts]
         dead = await _insert_dead_letters(cursor, letters)
         await _upsert_presence(cursor, batch)
 
@@ -125,7 +131,7 @@ class Store:
                 "instance": self._instance,
                 "received": batch.received - replayed,
                 "stored": stored,
-                "duplicate": batch.duplicates + known + len(letters) - dead,
+                "duplicate": batch.duplicates + known + rivals_known + len(letters) - dead,
                 "dead_lettered": dead - replayed,
                 "presence": batch.statuses,
                 "batch": batch.id,
@@ -143,8 +149,9 @@ class Store:
             self._connection = None
             connection = await AsyncConnection.connect(conninfo(self._config), autocommit=True)
             try:
-                timeout = int(self._config.statement_timeout_s * 1_000)
-                await connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(timeout),))
+                timeout = max(1, int(self._config.statement_timeout_s * 1_000))
+                for name, value in (SETTINGS | {"statement_timeout": str(timeout)}).items():
+                    await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
                 await check_schema(connection)
                 await connection.execute(_sql("stage"))
             except BaseException:
@@ -166,10 +173,11 @@ class Store:
             await _create_partitions(connection, history, days)
             self._partitions[history] |= missing
 
-    async def _verdict(self, error: psycopg.Error) -> RetryError | RefusedError:
-        """What to do about an error, by its SQLSTATE. A connection that is not usable any more is given up."""
-        reason = _describe(error)
-        state = error.sqlstate or ""
+    async def _verdict(self, error: Exception) -> RetryError | RefusedError:
+        """What to do about an error, by its SQLSTATE; the connection is given up unless the data is to blame."""
+        state = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
+        reason = printable(" ".join(str(error).split())) or type(error).__name__
+        reason = f"{reason} (SQLSTATE {state})" if state else reason
         for known in self._partitions.values():
             known.clear()
         if state.startswith(DATA_ERRORS):
@@ -180,8 +188,10 @@ class Store:
 
 
 class _Stored(NamedTuple):
+    """How many readings are new, and the values in history of those that history knows with others."""
+
     stored: int
-    conflicts: list[Reading]
+    differing: dict[tuple[Kind, str, int], tuple[object, ...]]
 
 
 async def _store_readings(
@@ -191,21 +201,19 @@ async def _store_readings(
 ) -> _Stored:
     """History and live state of one kind; what is left over is known already, with the same values or with others."""
     if not readings:
-        return _Stored(0, [])
+        return _Stored(0, {})
     async with cursor.copy(_COPY[kind]) as copy:
         await copy.write(copy_rows(readings.values()))
     await cursor.execute(_sql(f"insert_{kind}_history"))
     stored = cursor.rowcount
-    conflicts: list[Reading] = []
+    differing: dict[tuple[Kind, str, int], tuple[object, ...]] = {}
     if stored < len(readings):
-        await cursor.execute(_sql(f"find_{kind}_conflicts"))
-        for device_id, ts in await cursor.fetchall():
-            since = ts - EPOCH
-            conflicts.append(
-                readings[device_id, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds]
-            )
+        # Binary: exact, however the database would write a number or a date.
+        await cursor.execute(_sql(f"find_{kind}_conflicts"), binary=True)
+        for device_id, ts, *values in await cursor.fetchall():
+            differing[kind, device_id, microseconds(ts)] = tuple(values)
     await cursor.execute(_sql(f"upsert_{kind}_live"))
-    return _Stored(stored, conflicts)
+    return _Stored(stored, differing)
 
 
 async def _insert_dead_letters(cursor: AsyncCursor[tuple[Any, ...]], letters: list[DeadLetter]) -> int:
@@ -326,9 +334,3 @@ _COPY: dict[Kind, str] = {
     Kind.METER: "COPY staged_meter FROM STDIN (FORMAT BINARY)",
     Kind.VEHICLE: "COPY staged_vehicle FROM STDIN (FORMAT BINARY)",
 }
-
-
-def _describe(error: psycopg.Error) -> str:
-    """An error of the database on one line, with its SQLSTATE."""
-    said = printable(" ".join(str(error).split())) or type(error).__name__
-    return f"{said} (SQLSTATE {error.sqlstate})" if error.sqlstate else said

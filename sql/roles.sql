@@ -28,7 +28,7 @@ BEGIN
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_reader') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_reader', current_schema());
-        GRANT SELECT ON meter_status, vehicle_status TO wattbridge_reader;
+        GRANT SELECT ON meter_status, vehicle_status, ingest_status TO wattbridge_reader;
     END IF;
 END
 $$;

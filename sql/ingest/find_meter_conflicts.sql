@@ -1,6 +1,6 @@
--- Staged readings that history knows with other values. LATERAL with OFFSET 0 keeps this one index lookup a reading:
+-- Staged readings that history knows with other values, and those values. LATERAL with OFFSET 0 keeps this one index lookup a reading:
 -- the staging table has no statistics, and a hash join would read whole partitions.
-SELECT staged.meter_id, staged.ts
+SELECT staged.meter_id, staged.ts, known.kwh_ac, known.voltage
 FROM staged_meter AS staged
 CROSS JOIN LATERAL (
     SELECT history.kwh_ac, history.voltage

@@ -1,6 +1,6 @@
--- Staged readings that history knows with other values. LATERAL with OFFSET 0 keeps this one index lookup a reading:
+-- Staged readings that history knows with other values, and those values. LATERAL with OFFSET 0 keeps this one index lookup a reading:
 -- the staging table has no statistics, and a hash join would read whole partitions.
-SELECT staged.vehicle_id, staged.ts
+SELECT staged.vehicle_id, staged.ts, known.kwh_dc, known.soc, known.battery_temp, known.meter_id
 FROM staged_vehicle AS staged
 CROSS JOIN LATERAL (
     SELECT history.kwh_dc, history.soc, history.battery_temp, history.meter_id

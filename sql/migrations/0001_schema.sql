@@ -127,7 +127,7 @@ CREATE TABLE ingest_counter (
 
 COMMENT ON TABLE ingest_counter IS
     'What became of every reading, counted in the transaction that decided it: received = stored + duplicate + dead_lettered.';
-COMMENT ON COLUMN ingest_counter.instance IS 'The daemon, by its MQTT client id; "replay" is `wattbridge dead-letters replay`.';
+COMMENT ON COLUMN ingest_counter.instance IS 'The daemon, by its MQTT client id; "dead-letters replay" is `wattbridge dead-letters replay`.';
 COMMENT ON COLUMN ingest_counter.received IS 'Readings received; a message that could not be decoded counts as one.';
 COMMENT ON COLUMN ingest_counter.stored IS 'Readings that became history rows.';
 COMMENT ON COLUMN ingest_counter.duplicate IS 'Readings and dead letters that were there already.';
@@ -157,8 +157,9 @@ BEGIN
     FOREACH wanted IN ARRAY days LOOP
         name := format('%s_%s', base, to_char(wanted, 'YYYYMMDD'));
         CONTINUE WHEN to_regclass(format('%s.%I', schema, name)) IS NOT NULL;
-        -- Several daemons may want the same day at once: one makes it, the others see it made.
-        PERFORM pg_advisory_xact_lock(hashtext('wattbridge partition'), hashtext(name));
+        -- Several daemons may want days at once: one makes them, the others see them made. One lock for all days of a
+        -- history: attaching locks the parent as well, and two locks taken by turns would deadlock.
+        PERFORM pg_advisory_xact_lock(hashtext('wattbridge partitions'), hashtext(base));
         -- Not to_regclass again: it may remember that there was no such table.
         CONTINUE WHEN EXISTS (SELECT FROM pg_inherits JOIN pg_class ON oid = inhrelid
                               WHERE inhparent = history AND relname = name);

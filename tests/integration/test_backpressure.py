@@ -9,6 +9,7 @@ import pytest
 
 from bridge.services import PrivateMosquitto
 from tests.integration.harness import (
+    BrokerProxy,
     Daemon,
     Proxy,
     Publisher,
@@ -137,8 +138,10 @@ def test_a_broker_that_restarts_while_reading_is_paused(
             )
         own_broker.stop()
         own_broker.start()
-        daemon.wait_for_events("mqtt.connected", 2)
+        daemon.wait_for_event("mqtt.waiting")
         proxy.heal()
+        # Not before: while it does not read, it cannot see that the broker let it in.
+        daemon.wait_for_events("mqtt.connected", 2)
         expected = expected_history(queued)
         wait_until(lambda: expected.items() <= meter_history(database).items(), "everything at QoS 1 is stored")
         with Publisher(own_broker, topic_root) as devices:
@@ -146,3 +149,45 @@ def test_a_broker_that_restarts_while_reading_is_paused(
             wait_until(lambda: "LAST" in {device for device, _ in meter_history(database)}, "the last one is stored")
         assert daemon.terminate() == 0
     assert check_books(database).dead_lettered == 0
+
+
+def test_what_is_held_does_not_grow_with_each_connection(
+    proxy: Proxy, database: str, own_broker: PrivateMosquitto, topic_root: str, tmp_path: Path
+) -> None:
+    """Each new connection brings a whole window again: what the ended one brought is dropped, not held beside it."""
+    window, batch, cuts = 300, 50, 5
+    queued = list(series(devices=20, readings=100))
+    settings = SETTINGS | {"mqtt__receive_maximum": window, "batch__max_readings": batch}
+    proxy.refuse()
+    with (
+        BrokerProxy(own_broker) as wire,
+        Daemon(proxy.dsn, wire, topic_root, tmp_path, ready=False, **settings) as daemon,
+    ):
+        daemon.wait_for_event("mqtt.connected")
+        with Publisher(own_broker, topic_root) as devices:
+            for device, reading in queued:
+                devices.send("meter", device, reading)
+            devices.flush()
+        for cut in range(1, cuts + 1):
+            brought = cut * window
+            wait_until(
+                lambda brought=brought: any(e["deliveries"] >= brought for e in daemon.events("daemon.progress")),
+                f"connection {cut} has brought its window",
+            )
+            waited = len(daemon.events("mqtt.waiting"))
+            # Not hung up on five times in a row: that would be somebody with the same client id.
+            wire.refuse() if cut == 2 else wire.drop()
+            daemon.wait_for_events("mqtt.waiting", waited + (2 if cut == 2 else 1))
+            wire.heal()
+        wait_until(
+            lambda: daemon.events("daemon.progress")[-1]["deliveries"] >= (cuts + 1) * window, "it is connected again"
+        )
+        outstanding = [event["outstanding"] for event in daemon.events("daemon.progress")]
+        assert window <= max(outstanding) <= 2 * window + batch
+
+        proxy.heal()
+        wait_for_received(database, len(queued))
+        assert daemon.terminate() == 0
+        assert daemon.events("daemon.stopped")[0]["outstanding"] == 0
+    assert meter_history(database) == expected_history(queued)
+    assert check_books(database)[:4] == (len(queued), len(queued), 0, 0)

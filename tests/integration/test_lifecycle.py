@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from bridge.migrate import migrate
 from bridge.services import EmbeddedPostgres, PrivateMosquitto, free_port
 from tests.integration.harness import (
+    PROGRAM,
     Address,
     Daemon,
     Proxy,
@@ -24,6 +25,7 @@ from tests.integration.harness import (
     ask,
     check_books,
     empty_database,
+    environment,
     expected_history,
     in_background,
     meter,
@@ -35,6 +37,7 @@ from tests.integration.harness import (
     stored,
     wait_for_received,
     wait_until,
+    wattbridge,
 )
 
 USER, PASSWORD = "bridge", "hunter2-is-not-a-good-one"
@@ -358,6 +361,22 @@ def test_of_two_with_the_same_client_id_one_gives_way(
         assert winner.terminate() == 0
 
 
+@pytest.mark.parametrize("host", ["broker..example", "b" * 64 + ".example"])
+def test_a_host_that_is_no_name_ends_it_with_3(
+    database: str, broker: Address, topic_root: str, tmp_path: Path, host: str
+) -> None:
+    env = environment(database, broker, topic_root, "test-host", mqtt__host=host)
+    reply = wattbridge("run", env=env, cwd=tmp_path)
+    assert reply.code == 3
+    (said,) = [line for line in reply.err.splitlines() if line.startswith("wattbridge: ")]
+    assert said == f"wattbridge: mqtt.host {host!r} is not the name of a host"
+    reply = wattbridge("check", env=env, cwd=tmp_path)
+    assert (reply.code, reply.err) == (1, "")
+    assert reply.out.count("problem") == 1
+    assert "is not the name of a host" in reply.out
+    assert "PostgreSQL" in reply.out
+
+
 # --- TLS ---------------------------------------------------------------------------------------------------
 
 
@@ -436,12 +455,13 @@ def test_an_untrusted_broker_ends_it_with_3(
     assert "the broker's certificate is not trusted" in daemon.log
 
 
-def test_a_certificate_that_cannot_be_read_ends_it_with_3(
+def test_a_certificate_that_cannot_be_read_ends_it_with_2(
     database: str, sealed: StrictMosquitto, certificates: Path, topic_root: str, tmp_path: Path
 ) -> None:
     with Daemon(database, sealed, topic_root, tmp_path, **tls(certificates, own="nobody"), ready=False) as daemon:
-        assert daemon.wait() == 3
+        assert daemon.wait() == 2
     assert "mqtt.tls" in daemon.log
+    assert "nobody" in daemon.log
     assert "Traceback" not in daemon.log
 
 
@@ -449,6 +469,52 @@ def test_without_a_client_certificate_it_says_what_the_broker_wants(
     database: str, sealed: StrictMosquitto, certificates: Path, topic_root: str, tmp_path: Path
 ) -> None:
     with Daemon(database, sealed, topic_root, tmp_path, **tls(certificates, own=None), ready=False) as daemon:
-        waiting = daemon.wait_for_event("mqtt.waiting")
-        assert "certificate" in waiting["reason"].lower()
+        assert daemon.wait() == 3
+    assert "does not accept our certificate" in daemon.log
+    assert "Traceback" not in daemon.log
     assert one(database, "SELECT count(*) FROM ingest_counter") == 0
+
+
+@pytest.mark.parametrize("what", ["missing", "no-certificate", "folder"])
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_ca_file_that_cannot_be_used_is_named(
+    database: str, broker: Address, topic_root: str, tmp_path: Path, command: str, what: str
+) -> None:
+    file = tmp_path / f"{what}.crt"
+    if what == "no-certificate":
+        file.write_text("nothing to trust\n")
+    elif what == "folder":
+        file.mkdir()
+    settings = {"mqtt__tls__enabled": True, "mqtt__tls__ca_file": file}
+    env = environment(database, broker, topic_root, "test-tls", **settings)
+    reply = wattbridge(command, env=env, cwd=tmp_path)
+    assert reply.code == 2
+    (said,) = [line for line in reply.err.splitlines() if line.startswith("wattbridge: ")]
+    assert said.startswith(f"wattbridge: mqtt.tls: cannot use {file}")
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_key_with_a_passphrase_is_refused_without_asking_for_it(
+    database: str, certificates: Path, broker: Address, topic_root: str, tmp_path: Path, command: str
+) -> None:
+    locked = tmp_path / "locked.key"
+    openssl(certificates, "rsa", "-aes256", "-passout", "pass:open-sesame", "-in", "client.key", "-out", str(locked))
+    settings = tls(certificates) | {"mqtt__tls__key_file": locked}
+    env = environment(database, broker, topic_root, "test-tls", **settings)
+    # In a session of its own: a prompt would find no terminal to ask on, and must not wait for one.
+    done = subprocess.run(
+        [PROGRAM, command],
+        env=env,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+        start_new_session=True,
+    )
+    assert done.returncode == 2
+    assert f"wattbridge: mqtt.tls: cannot use {certificates / 'ca.crt'}" in done.stderr
+    assert str(locked) in done.stderr
+    for unwanted in ("Traceback", "pass phrase", "PEM pass", "open-sesame"):
+        assert unwanted not in done.stdout + done.stderr

@@ -1,8 +1,10 @@
 """The schema: made once by whoever comes first, explained in the database itself, and no wider open than needed."""
 
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -237,3 +239,33 @@ def test_an_ordinary_owner_can_migrate_and_run(broker: Address, topic_root: str,
         assert (reply.code, reply.err) == (0, "")
         granted = "SELECT has_table_privilege('wattbridge_writer', 'meter_history', 'INSERT')"
         assert ask(dsn, granted) == [(True,)]
+
+
+def test_daemons_that_want_the_same_days_in_another_order_do_not_block_each_other(database: str) -> None:
+    """Each makes its days in the order in which they came to it; both want the history as well, to attach them."""
+    start = now().date() - timedelta(days=200)
+    rounds, days_a_round = 10, 8
+    together = threading.Barrier(2)
+
+    def ensure(history: str, *, backwards: bool) -> int:
+        made = 0
+        with psycopg.connect(database, autocommit=True) as connection:
+            for number in range(rounds):
+                days = [start + timedelta(days=number * days_a_round + n) for n in range(days_a_round)]
+                together.wait(30)
+                query = "SELECT ensure_history_partitions(%s::regclass, %s::date[])"
+                row = connection.execute(query, (history, days[::-1] if backwards else days)).fetchone()
+                made += row[0] if row else 0
+        return made
+
+    for history in ("meter_history", "vehicle_history"):
+        with ThreadPoolExecutor(2) as threads:
+            both = [threads.submit(ensure, history, backwards=backwards) for backwards in (False, True)]
+            assert sum(done.result(60) for done in both) == rounds * days_a_round
+        found = ask(
+            database,
+            "SELECT relname FROM pg_class JOIN pg_inherits ON pg_class.oid = inhrelid WHERE inhparent = %s::regclass",
+            history,
+        )
+        wanted = (start + timedelta(days=n) for n in range(rounds * days_a_round))
+        assert {name for (name,) in found} == {f"{history}_{day:%Y%m%d}" for day in wanted}

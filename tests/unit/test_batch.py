@@ -86,14 +86,24 @@ def test_other_values_are_a_conflict_and_the_first_reading_stays() -> None:
         VEHICLE._replace(meter_id=None),
     ]
     batch = batch_of([METER, VEHICLE, *others])
-    assert batch.readings == [METER, VEHICLE]
-    assert [letter.reason for letter in batch.dead_letters] == [Reason.CONFLICT] * 6
-    assert batch.duplicates == 0
+    assert (list(batch.meters.values()), list(batch.vehicles.values())) == ([METER], [VEHICLE])
+    letters, duplicates = batch.conflicts({})
+    assert [letter.reason for letter in letters] == [Reason.CONFLICT] * 6
+    assert (batch.duplicates, duplicates) == (0, 0)
+
+
+def test_where_history_knows_the_second_one_that_is_the_duplicate_and_the_first_the_conflict() -> None:
+    """As if each had come in a batch of its own."""
+    second, third = METER._replace(voltage=231.0), METER._replace(voltage=232.0)
+    batch = batch_of([METER, second, third])
+    letters, duplicates = batch.conflicts({(Kind.METER, "M", METER.ts): second.values})
+    assert [letter.payload for letter in letters] == [batch.conflict(r).payload for r in (METER, third)]
+    assert duplicates == 1
 
 
 def test_after_a_conflict_the_first_values_are_still_a_duplicate() -> None:
     batch = batch_of([METER, METER._replace(voltage=231.0), METER._replace()])
-    assert (len(batch.meters), batch.duplicates, len(batch.dead_letters)) == (1, 1, 1)
+    assert (len(batch.meters), batch.duplicates, len(batch.rivals)) == (1, 1, 1)
 
 
 def test_the_dead_letter_of_a_conflict_can_be_replayed_as_the_same_reading() -> None:
@@ -101,7 +111,7 @@ def test_the_dead_letter_of_a_conflict_can_be_replayed_as_the_same_reading() -> 
         (Kind.METER, METER, METER._replace(voltage=231.0)),
         (Kind.VEHICLE, VEHICLE, VEHICLE._replace(soc=51.0)),
     ):
-        (letter,) = batch_of([known, other]).dead_letters
+        ((letter,), _) = batch_of([known, other]).conflicts({})
         address = TOPICS.parse(letter.topic)
         assert (address.kind, address.device_id, letter.device_id) == (kind, other.device_id, other.device_id)
         assert letter.received_at == NOW
@@ -154,7 +164,8 @@ def test_what_is_kept_is_the_first_reading_of_each_device_and_time(
     for item in items:
         if isinstance(item, MeterReading | VehicleReading):
             first.setdefault((type(item), item.device_id, item.ts), item)
-    assert Counter(batch_of(items).readings) == Counter(first.values())
+    batch = batch_of(items)
+    assert Counter((*batch.meters.values(), *batch.vehicles.values())) == Counter(first.values())
 
 
 @given(arrivals)
@@ -165,6 +176,7 @@ def test_splitting_ends_in_batches_of_one_reading_and_loses_and_doubles_nothing(
     batch.replayed = [Key("A", b"digest")]
     parts = halves(batch)
     assert all(len(part.readings) <= 1 for part in parts)
+    assert not any(part.rivals for part in parts)
     assert all(part.received == len(part.readings) + part.duplicates + len(part.dead_letters) for part in parts)
     assert Counter(reading for part in parts for reading in part.readings) == Counter(batch.readings)
     assert Counter(letter for part in parts for letter in part.dead_letters) == Counter(batch.dead_letters)

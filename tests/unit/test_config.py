@@ -143,7 +143,7 @@ def test_a_secret_can_come_from_a_variable(key: str, monkeypatch: pytest.MonkeyP
 def test_a_secret_file_that_cannot_be_read_is_named(key: str) -> None:
     Path("folder").mkdir()
     Path("binary").write_bytes(b"\xff\xfe")
-    for path, why in (("missing", "No such file"), ("folder", "Is a directory"), ("binary", "utf-8")):
+    for path, why in (("missing", "No such file"), ("folder", "Is a directory"), ("binary", "UTF-8")):
         message = error_of(f'{key}_file = "{path}"')
         assert key.partition(".")[0] in message
         assert f"{key.partition('.')[2]}_file" in message
