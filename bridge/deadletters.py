@@ -91,7 +91,9 @@ def select(
             sql.SQL(
                 "SELECT device_id, digest, topic, payload, content_type, reason, detail, received_at FROM dead_letter "
                 "WHERE {} ORDER BY received_at {}, digest LIMIT {}"
-            ).format(selection.condition(), order, limit)
+            ).format(selection.condition(), order, limit),
+            # However the database would write a date.
+            binary=True,
         )
         yield from cursor
 

@@ -36,16 +36,17 @@ KEEPALIVES = {
     "tcp_user_timeout": "20000",
     "connect_timeout": "5",
     "application_name": "wattbridge",
+    "client_encoding": "UTF8",
 }
 # What the data is to blame for: trying again cannot help. P0001 is what a trigger raises that refuses a row.
 # Everything else is tried again.
 DATA_ERRORS = ("22", "23", "P0001")
 # What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout), a lock.
 PASSING_ERRORS = ("08", "40", "53", "57", "55P03")
-# Set for the session, whatever database or role say: UTF-8, the calendar of the partitions, and plans that look
+# Set for the session, whatever database or role say: the calendar of the partitions, and plans that look
 # readings up by key. (Staging tables have no statistics, and a plan made while a partition was small is kept when it
 # is not: without the last two a batch of duplicates may read the whole partition once for each of them.)
-SETTINGS = {"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC", "enable_seqscan": "off", "jit": "off"}
+SETTINGS = {"datestyle": "ISO", "timezone": "UTC", "enable_seqscan": "off", "jit": "off"}
 
 
 class Totals(NamedTuple):

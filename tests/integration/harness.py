@@ -613,6 +613,22 @@ class Proxy:
         thread.start()
 
 
+class BrokerProxy(Proxy):
+    """A TCP proxy to a broker: what it carries means nothing to it, so it can only refuse, drop, stall and heal."""
+
+    def __init__(self, broker: Address) -> None:
+        super().__init__(make_conninfo(host=broker.host, port=broker.port))
+        parts = conninfo_to_dict(self.dsn)
+        self.host, self.port = str(parts["host"]), int(parts["port"] or 0)
+
+    def drop(self) -> None:
+        """Ends all connections; new ones are welcome."""
+        self._drop_all()
+
+    def _forward(self, pair: tuple[socket.socket, socket.socket], muted: threading.Event) -> None:
+        self._back(pair[::-1], muted)
+
+
 def _frame(data: bytes, *, started: bool) -> bytes:
     """The first whole message of what a PostgreSQL client sends, empty if there is none yet."""
     head = 1 if started else 0

@@ -3,11 +3,15 @@
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from bridge.services import free_port
 from tests.integration.harness import (
@@ -109,6 +113,22 @@ def test_a_dsn_that_is_none_is_not_shown(run: Run) -> None:
     assert "database.dsn" in said
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "postgresql://user:hunter2@127.0.0.1:5432/x",
+        "host=127.0.0.1 user=user password=hunter2",
+        "postgresql://user:hunter2@127.0.0.1:5432/" + "x" * 300,
+    ],
+    ids=["url", "pairs", "too-long-for-a-name"],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_dsn_in_the_place_of_its_file_is_not_shown(run: Run, command: str, secret: str) -> None:
+    said = one_line(run(command, database__dsn="", database__dsn_file=secret), 2)
+    assert "dsn_file" in said
+    assert "hunter2" not in said
+
+
 def test_a_file_is_read_and_the_environment_goes_before_it(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "wattbridge.toml"
     file.write_text("[mqtt]\nport = 1\nkeep_alive_s = 60\n")
@@ -161,6 +181,38 @@ def test_check_with_the_schema_missing(run: Run, postgres_dsn_admin: str) -> Non
     assert 'run "wattbridge migrate"' in reply.out
 
 
+def test_check_reports_what_the_bridge_may_not_do(run: Run, database: str) -> None:
+    """The admin may do everything, so this needs a login of its own."""
+    role, name = sql.Identifier(f"wattbridge_login_{uuid.uuid4().hex[:12]}"), conninfo_to_dict(database)["dbname"]
+    place = sql.Identifier(str(name))
+    with psycopg.connect(database, autocommit=True) as admin:
+
+        def say(statement: str) -> None:
+            admin.execute(sql.SQL(statement).format(role=role, database=place))
+
+        say("CREATE ROLE {role} LOGIN PASSWORD 'test'")
+        try:
+            say("GRANT wattbridge_writer TO {role}")
+            login = make_conninfo(database, user=role.as_string().strip('"'), password="test")
+            reply = run("check", database__dsn=login)
+            assert (reply.code, reply.out.count("problem")) == (0, 0)
+
+            say("REVOKE TEMP ON DATABASE {database} FROM PUBLIC")
+            reply = run("check", database__dsn=login)
+            assert (reply.code, reply.out.count("problem")) == (1, 1)
+            assert "lacking TEMP on the database: GRANT" in reply.out
+            say("GRANT TEMP ON DATABASE {database} TO {role}")
+            assert run("check", database__dsn=login).code == 0
+
+            say("REVOKE EXECUTE ON FUNCTION ensure_history_partitions FROM wattbridge_writer")
+            reply = run("check", database__dsn=login)
+            assert (reply.code, reply.out.count("problem")) == (1, 1)
+            assert "lacking EXECUTE on ensure_history_partitions: GRANT" in reply.out
+        finally:
+            say("DROP OWNED BY {role}")
+            say("DROP ROLE {role}")
+
+
 def test_check_leaves_a_running_daemon_alone(database: str, broker: Address, topic_root: str, tmp_path: Path) -> None:
     with Daemon(database, broker, topic_root, tmp_path, mqtt__share_group="crew") as daemon:
         with Publisher(broker, topic_root) as devices:
@@ -199,6 +251,13 @@ def rejected(database: str, broker: Address, topic_root: str, tmp_path: Path) ->
 
 def ids(database: str) -> dict[str, str]:
     return dict(ask(database, "SELECT device_id, left(encode(digest, 'hex'), 12) FROM dead_letter"))
+
+
+def test_they_are_read_however_the_database_writes_dates(run: Run, database: str, rejected: dict[str, bytes]) -> None:
+    name = one(database, "SELECT current_database()")
+    ask(database, f"ALTER DATABASE {name} SET datestyle = 'German, DMY'")
+    assert run("dead-letters", "list").code == 0
+    assert "still rejected" in run("dead-letters", "replay", "--all").out
 
 
 def test_list_and_show(run: Run, database: str, rejected: dict[str, bytes], topic_root: str) -> None:
@@ -254,11 +313,46 @@ def test_replay_of_a_conflict_that_is_still_one(
         wait_for_received(database, 2)
     before = letters(database)
     for _ in range(2):
-        run("dead-letters", "replay", "--all")
+        reply = run("dead-letters", "replay", "--all")
+        assert (reply.code, reply.out) == (0, "0 dead letters replayed, 1 still rejected\n")
         assert check_books(database)[:4] == (2, 1, 0, 1)
         assert [reason for _, reason, _ in letters(database)] == ["conflict"]
         assert [json.loads(payload)["kwhConsumedAc"] for _, _, payload in letters(database)] == [2]
     assert [device for device, _, _ in letters(database)] == [device for device, _, _ in before]
+
+
+def test_of_two_replayed_letters_the_one_that_came_first_becomes_history(
+    run: Run, database: str, broker: Address, topic_root: str, tmp_path: Path
+) -> None:
+    """Both were over the limit, for the same device and timestamp; as if there had been no limit."""
+    moment = now()
+    with Daemon(database, broker, topic_root, tmp_path), Publisher(broker, topic_root) as devices:
+        for device in ("MTR-1", "MTR-2"):
+            for number, voltage in enumerate((1_500, 1_600, 1_700), start=1):
+                devices.send("meter", device, meter(device, moment, number, voltage))
+        wait_for_received(database, 6)
+    assert check_books(database)[:4] == (6, 0, 0, 6)
+    # Whatever the clock said: MTR-1 in the order of its voltages, MTR-2 the other way round.
+    for device, direction in (("MTR-1", 1), ("MTR-2", -1)):
+        for voltage in (1_500, 1_600, 1_700):
+            ask(
+                database,
+                "UPDATE dead_letter SET received_at = received_at + %s "
+                "WHERE device_id = %s AND convert_from(payload, 'UTF8')::json ->> 'voltage' = %s",
+                timedelta(seconds=direction * voltage / 100),
+                device,
+                str(voltage),
+            )
+    reply = run("dead-letters", "replay", "--all", limits__max_voltage=2_000)
+    assert (reply.code, reply.out) == (0, "2 dead letters replayed, 4 still rejected\n")
+    assert check_books(database)[:4] == (6, 2, 0, 4)
+    assert ask(database, "SELECT meter_id, voltage FROM meter_history ORDER BY meter_id") == [
+        ("MTR-1", 1_500.0),
+        ("MTR-2", 1_700.0),
+    ]
+    assert [(device, reason) for device, reason, _ in letters(database)] == [
+        (device, "conflict") for device in ("MTR-1", "MTR-1", "MTR-2", "MTR-2")
+    ]
 
 
 def test_replay_of_what_history_has_by_now_is_a_duplicate(

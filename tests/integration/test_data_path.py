@@ -10,6 +10,7 @@ import cbor2
 import psycopg
 import pytest
 
+from bridge.services import PrivateMosquitto
 from tests.integration.harness import (
     Address,
     Daemon,
@@ -364,3 +365,33 @@ def test_the_bridge_says_how_it_is_itself(broker: Address, daemon: Daemon) -> No
         wait_until(lambda: listener.payloads()[3:] == [b"offline"], "it says that it goes")
     with Listener(broker, daemon.status_topic) as late:
         wait_until(lambda: late.payloads() == [b"offline"], "that is retained as well")
+
+
+def test_a_broker_that_forgot_the_session_is_complained_about(database: str, topic_root: str, tmp_path: Path) -> None:
+    with (
+        PrivateMosquitto("persistence false") as broker,
+        Daemon(database, broker, topic_root, tmp_path) as daemon,
+    ):
+        # The first time there is nothing that could be lost.
+        assert daemon.wait_for_event("mqtt.connected")["session_present"] is False
+        assert daemon.events("mqtt.session_lost") == []
+        broker.stop()
+        broker.start()
+        daemon.wait_for_events("mqtt.connected", 2)
+        (lost,) = daemon.events("mqtt.session_lost")
+        assert lost["level"] == "warning"
+        assert "forgot" in lost["meaning"]
+        # It has subscribed again.
+        with Publisher(broker, topic_root) as devices:
+            devices.send("meter", "MTR-1", meter("MTR-1", now()))
+            wait_for_received(database, 1)
+        assert daemon.terminate() == 0
+
+
+def test_a_broker_that_kept_the_session_is_not(database: str, topic_root: str, tmp_path: Path) -> None:
+    with PrivateMosquitto() as broker, Daemon(database, broker, topic_root, tmp_path) as daemon:
+        broker.stop()
+        broker.start()
+        daemon.wait_for_events("mqtt.connected", 2)
+        assert daemon.events("mqtt.session_lost") == []
+        assert daemon.terminate() == 0

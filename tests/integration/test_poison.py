@@ -152,7 +152,8 @@ def test_bad_chargers(database: str, devices: Publisher) -> None:
     assert ask(database, "SELECT vehicle_id FROM vehicle_history") == [("VEH-9",)]
 
 
-@pytest.mark.parametrize("state", ["23514", "22003", "22P02", "23505"])
+# P0001 is what RAISE EXCEPTION says where it says nothing else.
+@pytest.mark.parametrize("state", ["23514", "22003", "22P02", "23505", "P0001"])
 def test_a_row_that_the_database_refuses_is_isolated(
     database: str, daemon: Daemon, devices: Publisher, state: str
 ) -> None:
@@ -195,6 +196,10 @@ def test_a_row_that_the_database_refuses_is_isolated(
     wait_for_received(database, 305)
     assert check_books(database)[:4] == (305, 299, 1, 5)
     assert daemon.events("database.waiting") == []
+    # One line for the whole batch, with the last reason.
+    (event,) = daemon.events("readings.refused")
+    assert (event["readings"], event["level"]) == (3, "warning")
+    assert state in event["reason"]
     assert daemon.terminate() == 0
 
 

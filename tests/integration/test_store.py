@@ -1,0 +1,286 @@
+"""What one batch becomes in the database, whatever the database is set to: the store by itself, without a daemon."""
+
+import json
+import math
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from bridge.batch import Batch, DeadLetter
+from bridge.config import Database
+from bridge.errors import Reason, Rejection
+from bridge.messages import DAY, SECOND, MeterReading, Reading, VehicleReading
+from bridge.migrate import migrate
+from bridge.store import RetryError, Store, Totals
+from bridge.topics import Kind, Topics
+from tests.integration.harness import ask, check_books, counters, one
+
+TOPICS = Topics("energy/v1/{kind}/{device_id}/telemetry", "energy/v1/{kind}/{device_id}/status")
+# A second before midnight in UTC, and the next day already in Kolkata.
+MIDNIGHT = round(datetime(2026, 2, 11, tzinfo=UTC).timestamp()) * SECOND
+TS = MIDNIGHT - SECOND
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[Store]:
+    made = Store(Database(dsn=database), "test-store")
+    yield made
+    await made.close()
+
+
+def reading(kind: Kind, device: str, value: float, ts: int = TS) -> Reading:
+    if kind is Kind.METER:
+        return MeterReading(device, ts, value, 230.0, ts + 1, ts_from_arrival=False)
+    return VehicleReading(device, ts, value, 50.0, 30.5, None, ts + 1, ts_from_arrival=False)
+
+
+def batch_of(readings: Iterable[Reading]) -> Batch:
+    batch = Batch(TOPICS)
+    for item in readings:
+        batch.add_reading(item)
+    return batch
+
+
+def change(before: Totals, after: Totals) -> Totals:
+    return Totals(*(new - old for old, new in zip(before, after, strict=True)))
+
+
+@contextmanager
+def altered(dsn: str, settings: str) -> Iterator[None]:
+    """The database with these settings for each session that says nothing else."""
+    name = sql.Identifier(str(conninfo_to_dict(dsn)["dbname"]))
+    for setting in settings.splitlines():
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("ALTER DATABASE {} SET " + setting).format(name))
+    yield
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize(
+    ("values", "duplicates", "dead"),
+    [
+        ([1.0, 2.0], 1, 1),
+        ([2.0, 1.0], 1, 1),
+        ([1.0, 1.0], 1, 1),
+        ([1.0, 3.0], 0, 2),
+        ([2.0, 2.0], 2, 0),
+        ([1.0, 3.0, 2.0, 1.0, 3.0], 3, 2),
+    ],
+    ids=str,
+)
+async def test_the_verdict_does_not_depend_on_the_batch(
+    store: Store, database: str, kind: Kind, values: list[float], duplicates: int, dead: int
+) -> None:
+    """History has 2.0; what else is said about that (device, ts) may come in one batch or one by one."""
+    before = await store.write(batch_of(reading(kind, device, 2.0) for device in ("TOGETHER", "APART")))
+    between = await store.write(batch_of(reading(kind, "TOGETHER", value) for value in values))
+    after = between
+    for value in values:
+        after = await store.write(batch_of([reading(kind, "APART", value)]))
+    expected = Totals(received=len(values), duplicate=duplicates, dead_lettered=dead)
+    assert change(before, between) == expected
+    assert change(between, after) == expected
+    energy = {Kind.METER: "kwh_ac", Kind.VEHICLE: "kwh_dc"}[kind]
+    assert ask(database, f"SELECT DISTINCT {energy} FROM {kind}_history") == [(2.0,)]
+    kept = {
+        device: {next(v for k, v in json.loads(payload).items() if k.startswith("kwh")) for (payload,) in found}
+        for device in ("TOGETHER", "APART")
+        if (found := ask(database, "SELECT payload FROM dead_letter WHERE device_id = %s", device))
+    }
+    rejected = set(values) - {2.0}
+    assert kept == ({"TOGETHER": rejected, "APART": rejected} if rejected else {})
+    check_books(database)
+
+
+# --- plans -------------------------------------------------------------------------------------------------
+
+
+def scanned(plan: dict[str, Any]) -> Iterator[str]:
+    """The tables that a plan reads from one end to the other."""
+    if plan["Node Type"] == "Seq Scan":
+        yield plan["Relation Name"]
+    for part in plan.get("Plans", ()):
+        yield from scanned(part)
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_batch_of_duplicates_never_reads_a_whole_partition(store: Store, database: str, kind: Kind) -> None:
+    """The plan was made and kept when the partition was small."""
+    known = [reading(kind, f"D-{number:03}", 0.5) for number in range(100)]
+    await store.write(batch_of(known))
+    ask(database, f"ANALYZE {kind}_history")
+    for _ in range(8):
+        before = Totals(*counters(database))
+        totals = await store.write(batch_of(known))
+        assert change(before, totals) == Totals(received=100, duplicate=100)
+
+    values = {Kind.METER: "0.5, 230", Kind.VEHICLE: "0.5, 50, 30.5, NULL"}[kind]
+    query = (
+        f"INSERT INTO {kind}_history SELECT 'X-' || n, to_timestamp(%s), {values}, now(), false "
+        "FROM generate_series(1, 50000) AS n"
+    )
+    ask(database, query, TS // SECOND)
+
+    connection = store._connection
+    assert connection is not None
+    cursor = await connection.execute(
+        "SELECT name FROM pg_prepared_statements WHERE statement LIKE %s", (f"%CROSS JOIN LATERAL%{kind}_history%",)
+    )
+    ((name,),) = await cursor.fetchall()
+    cursor = await connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE {name}".encode())
+    row = await cursor.fetchone()
+    assert row is not None
+    whole = set(scanned(row[0][0]["Plan"]))
+    assert {table for table in whole if "history" in table} == set(), row[0]
+
+    # And it is still right: known ones, a new one and one with another value.
+    more = [*known[1:], reading(kind, "NEW", 0.5), reading(kind, "D-000", 0.75)]
+    assert change(totals, await store.write(batch_of(more))) == Totals(101, 1, 99, 1, 0)
+
+
+# --- settings of the database ------------------------------------------------------------------------------
+
+# 0.30000000000000004 and 0.3 are one number to whom 15 digits are enough.
+EXACT = 0.1 + 0.2
+
+
+async def test_what_the_database_is_set_to_changes_nothing(database: str) -> None:
+    others = "datestyle = 'German, DMY'\ntimezone = 'Asia/Kolkata'\nextra_float_digits = 0\nclient_encoding = 'LATIN1'"
+    with altered(database, others):
+        store = Store(Database(dsn=database), "test-store")
+        odd = [TS + 123_457, MIDNIGHT, MIDNIGHT - 1]
+        readings = [reading(kind, "D", EXACT, ts) for kind in Kind for ts in odd]
+        try:
+            first = await store.write(batch_of(readings))
+            again = await store.write(batch_of(readings))
+            # The first rival differs in the last bit; after it comes what history has.
+            rivals = [reading(kind, "D", value, odd[0]) for kind in Kind for value in (0.3, EXACT)]
+            strange = batch_of(rivals)
+            strange.add_rejection(
+                Rejection(Reason.UNKNOWN_TOPIC, "Größe 🔌"), "", "Ä/🔌", b"0.3", None, rivals[0].received_at
+            )
+            last = await store.write(strange)
+            assert store._connection is not None
+            assert store._connection.info.parameter_status("TimeZone") == "UTC"
+            assert (store._connection.info.parameter_status("DateStyle") or "").startswith("ISO")
+        finally:
+            await store.close()
+    assert first == Totals(received=6, stored=6)
+    assert change(first, again) == Totals(received=6, duplicate=6)
+    assert change(again, last) == Totals(received=5, duplicate=2, dead_lettered=3)
+
+    plain = make_conninfo(
+        database, options="-c datestyle=ISO -c timezone=UTC -c extra_float_digits=1 -c client_encoding=UTF8"
+    )
+    check_books(plain)
+    for kind, energy in ((Kind.METER, "kwh_ac"), (Kind.VEHICLE, "kwh_dc")):
+        rows = ask(plain, f"SELECT ts, received_at, {energy}, tableoid::regclass::text FROM {kind}_history")
+        expected = set()
+        for ts in odd:
+            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ts)
+            expected.add((moment, moment + timedelta(microseconds=1), EXACT, f"{kind}_history_{moment:%Y%m%d}"))
+        assert set(rows) == expected
+        bounds = ask(
+            plain,
+            "SELECT relname, pg_get_expr(relpartbound, pg_class.oid) FROM pg_class "
+            "JOIN pg_inherits ON pg_class.oid = inhrelid WHERE inhparent = %s::regclass",
+            f"{kind}_history",
+        )
+        assert dict(bounds) == {
+            f"{kind}_history_20260210": "FOR VALUES FROM ('2026-02-10 00:00:00+00') TO ('2026-02-11 00:00:00+00')",
+            f"{kind}_history_20260211": "FOR VALUES FROM ('2026-02-11 00:00:00+00') TO ('2026-02-12 00:00:00+00')",
+        }
+    arrived = ask(plain, "SELECT DISTINCT received_at FROM dead_letter")
+    assert arrived == [(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=odd[0] + 1),)]
+    assert ask(plain, "SELECT topic, detail FROM dead_letter WHERE device_id = ''") == [("Ä/🔌", "Größe 🔌")]
+    letters = ask(plain, "SELECT payload FROM dead_letter WHERE device_id <> ''")
+    assert all(0.3 in json.loads(payload).values() for (payload,) in letters)
+    assert not math.isclose(EXACT, 0.3, rel_tol=1e-17)
+
+
+async def test_a_database_in_another_encoding_is_waited_for_with_a_hint(postgres_dsn_admin: str) -> None:
+    name = f"wattbridge_latin_{uuid.uuid4().hex[:12]}"
+    create = (
+        "CREATE DATABASE {} ENCODING 'LATIN1' LOCALE_PROVIDER 'libc' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
+        admin.execute(sql.SQL(create).format(sql.Identifier(name)))
+        try:
+            dsn = make_conninfo(postgres_dsn_admin, dbname=name)
+            migrate(dsn)
+            store = Store(Database(dsn=dsn), "test-store")
+            with pytest.raises(RetryError, match="UTF8") as raised:
+                await store.open()
+            assert raised.value.expected is False
+            with pytest.raises(RetryError, match="UTF8"):
+                await store.write(batch_of([reading(Kind.METER, "M", 0.5)]))
+            assert one(dsn, "SELECT count(*) FROM meter_history") == 0
+            await store.close()
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+# --- what nobody expected ----------------------------------------------------------------------------------
+
+
+async def test_an_unexpected_error_is_said_and_tried_again(
+    store: Store, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> bytes:
+        raise RuntimeError("nobody expects this\n in two lines")
+
+    batch = batch_of([reading(Kind.METER, "M", 0.5), reading(Kind.VEHICLE, "V", 0.5)])
+    with monkeypatch.context() as patched:
+        patched.setattr("bridge.store.copy_rows", broken)
+        with pytest.raises(RetryError, match="nobody expects this in two lines") as raised:
+            await store.write(batch)
+    assert raised.value.expected is False
+    assert check_books(database).received == 0
+    assert await store.write(batch) == Totals(received=2, stored=2)
+    check_books(database)
+
+
+async def test_an_error_without_words_still_has_a_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> bytes:
+        raise KeyError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bridge.store.copy_rows", broken)
+        with pytest.raises(RetryError, match="KeyError"):
+            await store.write(batch_of([reading(Kind.METER, "M", 0.5)]))
+
+
+async def test_what_the_driver_cannot_say_is_tried_again(store: Store, database: str) -> None:
+    batch = batch_of([reading(Kind.METER, "M", 0.5)])
+    payload = cast("bytes", object())
+    topic = TOPICS.telemetry(Kind.METER, "M")
+    letter = DeadLetter("M", topic, b"", None, Reason.MALFORMED, "", TS)
+    batch.received += 1
+    # Its digest is that of the good one: only the driver stumbles.
+    batch.dead_letters.append(type("Odd", (DeadLetter,), {"digest": letter.digest})(*letter._replace(payload=payload)))
+    with pytest.raises(RetryError) as raised:
+        await store.write(batch)
+    assert raised.value.expected is False
+    batch.dead_letters[:] = [letter]
+    assert (await store.write(batch))[:4] == (2, 1, 0, 1)
+    check_books(database)
+
+
+# --- the calendar ------------------------------------------------------------------------------------------
+
+
+async def test_partitions_of_days_far_apart(store: Store, database: str) -> None:
+    days = [TS - n * DAY for n in (0, 1, 59, 365)]
+    totals = await store.write(batch_of(reading(Kind.METER, "M", 0.5, ts) for ts in days))
+    assert totals == Totals(received=4, stored=4)
+    assert one(database, "SELECT count(DISTINCT tableoid) FROM meter_history") == 4
