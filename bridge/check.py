@@ -62,6 +62,10 @@ def _database(config: Config) -> Iterator[Finding]:
             yield Finding("PostgreSQL", True, place)
             yield from _clock(connection)
             yield from _schema(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        yield Finding(
+            "privileges", False, f"{info.user} may not read the schema: GRANT wattbridge_writer TO {info.user}"
+        )
     except psycopg.Error as error:
         yield Finding("PostgreSQL", False, " ".join(str(error).split()))
 

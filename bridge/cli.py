@@ -22,15 +22,16 @@ from bridge.errors import ExitCode, Reason, WattbridgeError
 from simulator.cli import parse_duration, simulate
 
 HELP = """\
-Wattbridge carries energy telemetry from MQTT into PostgreSQL: acknowledged after commit, exactly once.
+Wattbridge carries energy telemetry from MQTT into PostgreSQL: acknowledged after commit, with exactly-once effect.
 
 Start with **wattbridge demo**: everything private, nothing to configure. For your own broker and database
-edit config/wattbridge.toml or set WATTBRIDGE_… variables, then **migrate**, **check** and
-**run**.
+write a TOML file (--config) or set WATTBRIDGE_… variables, then **migrate**, **check** and **run**.
 
 Exit codes: 0 fine; 1 a problem that the message names; 2 wrong usage or configuration; 3 the broker refused us;
 4 told to stop, and the last batch was not committed in time (nothing is lost: it was not acknowledged).
 """
+
+INSUFFICIENT_PRIVILEGE = "42501"
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 letters = typer.Typer(help="What was rejected and why: look at it, replay it, throw it away.", no_args_is_help=True)
@@ -101,14 +102,16 @@ def demo(
 ) -> None:
     """Run everything on this machine, privately: broker, database, bridge and a simulated fleet; watch it live.
 
-    Needs the extra: pip install 'wattbridge[demo]', and a mosquitto binary. Uses free ports, leaves nothing behind.
+    Needs the extra `demo` (pip install '.[demo]') and a mosquitto binary. Uses free ports, leaves nothing behind.
     At the end the books are balanced: published = stored + duplicate + dead-lettered, else it ends with 1.
     """
     options = demonstration.Options(duration, meters, vehicles, speedup, seed)
     raise typer.Exit(demonstration.run(options))
 
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids (or their first digits) as `list` shows them.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID…", help="Ids (or their first digits) as `list` shows them.")
+]
 ReasonOption = Annotated[Reason | None, typer.Option("--reason", help="Only with this reason code.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Only of this device.")]
 SinceOption = Annotated[datetime | None, typer.Option("--since", help="Only received at or after this (UTC).")]
@@ -127,10 +130,14 @@ def list_letters(
     """List dead letters, newest first, and count them by reason."""
     config = configuration.load(config_file)
     selection = selected(None, reason, device, since, before)
-    table = Table("id", "received (UTC)", "device", "reason", "detail")
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "received (UTC)", "reason"):
+        table.add_column(column, no_wrap=True)
+    for column in ("device", "detail"):
+        table.add_column(column, overflow="fold")
     for letter in deadletters.select(config, selection, limit):
         received = letter.received_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(letter.id, received, letter.device_id, letter.reason, escape(letter.detail))
+        table.add_row(letter.id, received, letter.reason, letter.device_id, escape(letter.detail))
     counts = deadletters.count_by_reason(config, selection)
     if counts:
         Console().print(table)
@@ -140,7 +147,7 @@ def list_letters(
 
 @letters.command()
 def show(
-    ids: Annotated[list[str], typer.Argument(help="Ids (or their first digits) as `list` shows them.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids (or their first digits) as `list` shows them.")],
     config_file: ConfigFile = None,
 ) -> None:
     """Show dead letters whole, with their payload."""
@@ -238,8 +245,12 @@ def main() -> None:
         app()
     except WattbridgeError as error:
         fail(str(error), error.exit_code)
+    except psycopg.errors.UndefinedTable:
+        fail('the schema is missing: run "wattbridge migrate"', ExitCode.PROBLEM)
     except psycopg.Error as error:
-        fail(f"the database says: {' '.join(str(error).split())}", ExitCode.PROBLEM)
+        said = error.diag.message_primary or " ".join(str(error).split())
+        hint = "; ask for the rights, or be the schema's owner" if error.sqlstate == INSUFFICIENT_PRIVILEGE else ""
+        fail(f"the database says: {said}{hint}", ExitCode.PROBLEM)
 
 
 def fail(message: str, code: ExitCode) -> None:

@@ -224,10 +224,12 @@ def _variable(key: str) -> str:
 
 def _unknown_variables(keys: list[str]) -> Iterator[str]:
     """A line for each variable with our prefix that overrides nothing."""
-    known = [_variable(key) for key in keys]
+    known = [_variable(key).removeprefix(PREFIX) for key in keys]
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in (*known, FILE_VARIABLE) and not name.startswith(TEST_PREFIX):
-            yield f"{name}: unknown variable{_nearest(name, known)}"
+        if not name.startswith(PREFIX) or name == FILE_VARIABLE or name.startswith(TEST_PREFIX):
+            continue
+        if (key := name.removeprefix(PREFIX)) not in known:
+            yield f"{name}: unknown variable{_nearest(key, known, PREFIX)}"
 
 
 def _explain(error: ValidationError, keys: list[str], path: Path | None) -> Iterator[str]:
@@ -249,6 +251,6 @@ def _shown(key: str, value: object) -> str:
     return "(masked)" if secret else repr(value)
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else f"; known are {', '.join(known)}"
+def _nearest(name: str, known: list[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else f"; known are {', '.join(known)}"

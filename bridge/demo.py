@@ -6,6 +6,7 @@ Its life: start, watch, stop, reconcile. Every ending takes the same way: the du
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -141,22 +142,20 @@ class Demo:
         deadline = time.monotonic() + SUBSCRIBED_WITHIN_S
         while not any(event.get("event") == "mqtt.connected" for event in daemon.events()):
             if not self._goes_on():
-                raise ServiceError(
-                    f"{self._problem or self._signals.first} before it had subscribed\n{self._log}".rstrip()
-                )
+                why = self._problem or self._signals.first
+                raise ServiceError(f"{why} before the bridge had subscribed: nothing published\n{self._log}".rstrip())
             if time.monotonic() > deadline:
                 raise ServiceError(f"the bridge did not subscribe within {SUBSCRIBED_WITHIN_S:g} s\n{daemon.tail()}")
             time.sleep(TICK_S)
 
     def _explain(self) -> None:
-        where = f"-h {self._mosquitto.host} -p {self._mosquitto.port}"
         self._console.print("\nLook inside from another terminal, while this runs:", style="bold")
         # Each on one line, however long, so that it can be copied.
-        for command in (
-            self._postgres.psql_command,
-            EXAMPLE,
-            f"mosquitto_sub {where} -v -t 'energy/v1/meter/MTR-000001/#'",
-        ):
+        commands = [self._postgres.psql_command, f'{self._postgres.psql_command} -c "{EXAMPLE}"']
+        if shutil.which("mosquitto_sub"):
+            where = f"-h {self._mosquitto.host} -p {self._mosquitto.port}"
+            commands.append(f"mosquitto_sub {where} -v -t 'energy/v1/meter/MTR-000001/#'")
+        for command in commands:
             self._console.print(command, style="cyan", markup=False, soft_wrap=True)
         self._console.print()
 
@@ -218,7 +217,8 @@ class Demo:
             code = simulator.process.stop(self._patience)
             self._read()
             self._simulator = None
-            if code:
+            # Told to stop before it could listen, it has published nothing and is not to blame.
+            if code and not (code == -signal.SIGTERM and self._figures.published == 0):
                 self._note(f"the simulator {ending(code)}", simulator.tail())
         self._drain()
         if daemon := self._daemon:

@@ -90,6 +90,10 @@ async def check_schema(connection: AsyncConnection[tuple[Any, ...]]) -> None:
         names = {name for (name,) in await cursor.fetchall()}
     except psycopg.errors.UndefinedTable:
         raise psycopg.errors.UndefinedTable('the schema is missing: run "wattbridge migrate"') from None
+    except psycopg.errors.InsufficientPrivilege:
+        raise psycopg.errors.InsufficientPrivilege(
+            f"{connection.info.user} may not read the schema: GRANT wattbridge_writer TO {connection.info.user}"
+        ) from None
     if connection.info.parameter_status("server_encoding") != "UTF8":
         raise psycopg.errors.FeatureNotSupported("the database is not in UTF8: make another with ENCODING 'UTF8'")
     ours = {script.name for script in scripts() if not script.repeatable}

