@@ -150,6 +150,8 @@ class Connection(asyncio.Protocol):
 
     async def disconnect(self, timeout_s: float) -> None:
         """Says goodbye, and waits until all that was written is on its way."""
+        if self._transport is None:
+            return
         self.send(mqtt5.DisconnectPacket())
         self.close()
         with contextlib.suppress(TimeoutError):

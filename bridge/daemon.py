@@ -67,8 +67,10 @@ class Daemon:
             self._pipeline.drain()
             # Nothing held means nothing to wait for, even where the database has not answered yet.
             await asyncio.wait([writer], timeout=self._config.shutdown_deadline_s if self._pipeline.outstanding else 0)
+            # Asked before the connection ends: then what nobody has begun to write is the broker's again.
+            unfinished = self._pipeline.outstanding > 0
             await self._session.disconnect()
-            if self._pipeline.outstanding:
+            if unfinished:
                 # Not by cancelling: psycopg would first ask a database that may hang to cancel the statement.
                 self._say("daemon.stopped", unfinished=True, refused=self._refused and str(self._refused))
                 os._exit(ExitCode.DEADLINE)
