@@ -402,7 +402,7 @@ def test_dead_letters_without_a_database_or_schema(run: Run, postgres_dsn_admin:
         assert "refused" in said
         assert "hunter2" not in said
     with empty_database(postgres_dsn_admin) as empty:
-        assert "dead_letter" in one_line(run("dead-letters", "list", database__dsn=empty), 1)
+        assert "wattbridge migrate" in one_line(run("dead-letters", "list", database__dsn=empty), 1)
 
 
 def test_migrate_without_a_database(run: Run) -> None:
