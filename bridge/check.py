@@ -60,6 +60,9 @@ def _database(config: Config) -> Iterator[Finding]:
             info = connection.info
             place = f"{info.user} at {info.host}:{info.port}/{info.dbname}, server {_version(info.server_version)}"
             yield Finding("PostgreSQL", True, place)
+            encoding = info.parameter_status("server_encoding")
+            if encoding != "UTF8":
+                yield Finding("encoding", False, f"{encoding}: make another database with ENCODING 'UTF8'")
             yield from _clock(connection)
             yield from _schema(connection)
     except psycopg.errors.InsufficientPrivilege:

@@ -37,7 +37,9 @@ def postgres_dsn_admin() -> Iterator[str]:
 
         # The image starts once for its own set-up, so only the second time counts.
         ready = LogMessageWaitStrategy("database system is ready to accept connections", times=2)
-        container = DockerContainer(POSTGRES_IMAGE).with_envs(POSTGRES_PASSWORD="test")
+        container = DockerContainer(POSTGRES_IMAGE).with_envs(
+            POSTGRES_PASSWORD="test", POSTGRES_INITDB_ARGS="--encoding=UTF8"
+        )
         with container.with_exposed_ports(5432).waiting_for(ready) as running:
             host, port = running.get_container_host_ip(), running.get_exposed_port(5432)
             yield f"postgresql://postgres:test@{host}:{port}/postgres"
