@@ -97,8 +97,10 @@ class Batch:
         `known` has the values in history of those readings whose own are others. Together with the first
         reading of a (device, ts) that is all there is to compare a rival with.
         """
-        firsts: list[Reading] = [*self.meters.values(), *self.vehicles.values()]
-        letters = [self.conflict(reading) for reading in firsts if _key(reading) in known]
+        letters = [
+            self.conflict((self.meters if kind is Kind.METER else self.vehicles)[device_id, ts])
+            for kind, device_id, ts in known
+        ]
         other = [rival for rival in self.rivals if known.get(_key(rival)) != rival.values]
         return letters + [self.conflict(rival) for rival in other], len(self.rivals) - len(other)
 

@@ -93,7 +93,6 @@ class Progress:
     deliveries: int = 0
     batches: int = 0
     totals: Totals = field(default_factory=Totals)
-    last_commit_ms: float = 0.0
     slowest_commit_ms: float = 0.0
 
 
@@ -299,5 +298,4 @@ class Pipeline:
         self._release(load)
         progress = self.progress
         progress.batches += 1
-        progress.last_commit_ms = commit_ms
         progress.slowest_commit_ms = max(progress.slowest_commit_ms, commit_ms)
