@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--custom-compile-command "make lock" --extra demo
+	--custom-compile-command "make lock" --extra demo --extra verify
 
 .PHONY: help demo test check lock clean
 

@@ -15,9 +15,9 @@ from bridge.messages import Limits
 from bridge.topics import Topics, check_template
 
 PREFIX = "WATTBRIDGE_"
-# Variables with our prefix that are not keys of the configuration: which file to read, and what tests are told.
+# Variables with our prefix that are no keys of the configuration: the file to read, what simulator and tests are told.
 FILE_VARIABLE = "WATTBRIDGE_CONFIG"
-TEST_PREFIX = "WATTBRIDGE_TEST_"
+OTHERS_PREFIXES = ("WATTBRIDGE_SIMULATOR_", "WATTBRIDGE_TEST_")
 DEFAULT_FILE = Path("config/wattbridge.toml")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -226,7 +226,7 @@ def _unknown_variables(keys: list[str]) -> Iterator[str]:
     """A line for each variable with our prefix that overrides nothing."""
     known = [_variable(key).removeprefix(PREFIX) for key in keys]
     for name in os.environ:
-        if not name.startswith(PREFIX) or name == FILE_VARIABLE or name.startswith(TEST_PREFIX):
+        if not name.startswith(PREFIX) or name == FILE_VARIABLE or name.startswith(OTHERS_PREFIXES):
             continue
         if (key := name.removeprefix(PREFIX)) not in known:
             yield f"{name}: unknown variable{_nearest(key, known, PREFIX)}"

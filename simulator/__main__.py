@@ -4,4 +4,6 @@ import typer
 
 from simulator.cli import simulate
 
-typer.run(simulate)
+app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False)
+app.command()(simulate)
+app(prog_name="simulate")

@@ -1,26 +1,33 @@
 """The command line of the simulator: `simulate` is a command for a typer application."""
 
 import asyncio
-import json
 import re
 import signal
 import ssl
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvloop
-from rich.console import Console
-from rich.status import Status
+from typer.models import OptionInfo
 
+from simulator.connection import Broker, RefusedError
+from simulator.devices import LimitError
+from simulator.faults import FaultConfig
 from simulator.fleet import FleetConfig
-from simulator.publisher import Broker, RefusedError
+from simulator.ledger import LedgerError
+from simulator.output import JsonLines, Output, Terminal
 from simulator.run import Options, Summary, default_start
 from simulator.run import simulate as run_fleet
+from simulator.settings import PREFIX, settings
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+OLDEST = timedelta(days=365)
+MOST_CONNECTIONS = 1000
+PER_DEVICE = "per-device"
 
 
 def parse_duration(text: str) -> float:
@@ -39,115 +46,195 @@ def parse_start(text: str) -> datetime:
         start = None
     if start is None or start.tzinfo is None:
         raise typer.BadParameter(f"{text!r} is not a timestamp with a time zone, such as 2026-02-10T00:00Z")
-    if start > datetime.now(UTC):
-        raise typer.BadParameter(f"{text} is in the future, and readings from the future are refused by a bridge")
+    now = datetime.now(UTC)
+    if start > now:
+        raise typer.BadParameter(f"{text} is in the future, and readings from the future are rejected by a bridge")
+    if start < now - OLDEST:
+        raise typer.BadParameter(f"{text} is more than a year ago, and readings that old are rejected by a bridge")
     return start.replace(second=0, microsecond=0)
 
 
+def parse_connections(text: str) -> int:
+    """Return how many connections share the fleet; 0 stands for one per device."""
+    if text == PER_DEVICE:
+        return 0
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_CONNECTIONS:
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 to {MOST_CONNECTIONS} nor {PER_DEVICE}")
+    return int(text)
+
+
+def _configure(context: typer.Context, file: Path | None) -> Path | None:
+    """Let the file and the environment say what the command line does not."""
+    context.default_map = settings(context, file)
+    return file
+
+
+def _option(panel: str, text: str, *names: str, **others: Any) -> OptionInfo:  # noqa: ANN401 - typer's business
+    option: OptionInfo = typer.Option(*names, help=text, rich_help_panel=panel, **others)
+    return option
+
+
+def _fault(text: str, unit: str = "0…1") -> OptionInfo:
+    return _option("Faults", text, metavar=unit)
+
+
+def _file(panel: str, text: str) -> OptionInfo:
+    return _option(panel, text, exists=True, dir_okay=False, readable=True, metavar="FILE")
+
+
 def simulate(  # noqa: PLR0913 - each parameter is an option of the command
+    context: typer.Context,
     *,
-    meters: Annotated[
-        int, typer.Option(min=0, help="Number of meters, one per charger.", rich_help_panel="Fleet")
-    ] = 100,
-    vehicles: Annotated[
-        int,
+    config: Annotated[  # noqa: ARG001 - its callback has made use of it
+        Path | None,
         typer.Option(
-            min=0,
-            help="Number of vehicles. Each one always charges at the same meter.",
-            rich_help_panel="Fleet",
+            exists=True,
+            dir_okay=False,
+            is_eager=True,
+            callback=_configure,
+            envvar=f"{PREFIX}CONFIG",
+            show_envvar=False,
+            metavar="FILE",
+            help="Read options from a TOML file, see config/simulator.toml. A variable such as "
+            f"{PREFIX}HOST goes before it, and the command line before both.",
         ),
-    ] = 100,
+    ] = None,
+    meters: Annotated[int, _option("Fleet", "Number of meters, one per charger.", min=0, metavar="N")] = 100,
+    vehicles: Annotated[int, _option("Fleet", "Number of vehicles.", min=0, metavar="N")] = 100,
     seed: Annotated[
-        int,
-        typer.Option(help="The same seed, start and fleet give the same messages.", rich_help_panel="Fleet"),
+        int, _option("Fleet", "The same seed, start, fleet and faults give the same messages.", metavar="N")
     ] = 1,
     interval: Annotated[
         float,
-        typer.Option(
+        _option(
+            "Fleet",
+            "Time between two readings of a device; divides a minute.",
             parser=parse_duration,
             metavar="DURATION",
-            help="Time between two readings of a device; divides a minute.",
-            rich_help_panel="Fleet",
         ),
     ] = "60s",  # type: ignore[assignment]  # typer hands a default through the parser, too
     start: Annotated[
         datetime | None,
-        typer.Option(
+        _option(
+            "Fleet",
+            "First minute of simulated time. By default now, or 23 hours ago where the pace is faster than real time.",
             parser=parse_start,
             metavar="TIMESTAMP",
-            help="First minute of simulated time. By default now, or 23 hours ago where the pace is "
-            "faster than real time.",
-            rich_help_panel="Fleet",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Host of the MQTT 5 broker.", rich_help_panel="Broker")] = "localhost",
+    faulty_share: Annotated[
+        float,
+        _option("Fleet", "Share of the chargers whose efficiency is below 0.85.", metavar="0…1"),
+    ] = 0.02,
+    shared_share: Annotated[
+        float,
+        _option("Fleet", "Share of the meters that two vehicles use at the same time.", metavar="0…1"),
+    ] = 0.0,
+    all_faults: Annotated[
+        bool,
+        _option(
+            "Faults",
+            "All of these at moderate rates; what is given besides has its own. Without it each is 0, that is off.",
+            "--all-faults",
+        ),
+    ] = False,
+    duplicates: Annotated[
+        float | None, _fault("Probability that a message is sent again up to 10 minutes later.")
+    ] = None,
+    reordering: Annotated[float | None, _fault("Probability that a reading is held back for 1 to 30 minutes.")] = None,
+    conflicts: Annotated[
+        float | None, _fault("Probability that a reading is followed by one of the same time with other values.")
+    ] = None,
+    outages: Annotated[
+        float | None,
+        _fault("Losses of the network per device, for minutes to hours; then arrays of backlog.", "PER DAY"),
+    ] = None,
+    spoiled: Annotated[
+        float | None, _fault("Share of the arrays of backlog with one more element that is no reading.")
+    ] = None,
+    skewed: Annotated[float | None, _fault("Share of the devices whose clock is wrong.")] = None,
+    silences: Annotated[float | None, _fault("Losses of readings per device, for minutes to hours.", "PER DAY")] = None,
+    malformed: Annotated[
+        float | None, _fault("Probability that after a reading something is sent that is none.")
+    ] = None,
+    mismatches: Annotated[
+        float | None, _fault("Probability that a reading is sent once more in the name of another device.")
+    ] = None,
+    far_past: Annotated[
+        float | None, _fault("Probability that a reading is sent once more from 2 to 20 years ago.")
+    ] = None,
+    far_future: Annotated[
+        float | None, _fault("Probability that a reading is sent once more from 10 to 500 years ahead.")
+    ] = None,
+    host: Annotated[str, _option("Broker", "Host of the MQTT 5 broker.", metavar="HOST")] = "localhost",
     port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="Port; by default 1883, with TLS 8883.", rich_help_panel="Broker"),
+        int | None, _option("Broker", "Port; by default 1883, with TLS 8883.", min=1, max=65535, metavar="PORT")
     ] = None,
-    username: Annotated[str | None, typer.Option(help="MQTT user.", rich_help_panel="Broker")] = None,
-    password_file: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="File that holds the password of the MQTT user.",
-            rich_help_panel="Broker",
-        ),
-    ] = None,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Use TLS and trust the certificates in this PEM file.",
-            rich_help_panel="Broker",
-        ),
-    ] = None,
+    tls_ca: Annotated[Path | None, _file("Broker", "Use TLS and trust the certificates in this PEM file.")] = None,
     topic_root: Annotated[
         str,
-        typer.Option(
-            help="Topics are ROOT/meter/ID/telemetry and ROOT/vehicle/ID/telemetry.", rich_help_panel="Broker"
-        ),
+        _option("Broker", "Topics are ROOT/meter/ID/telemetry and ROOT/vehicle/ID/telemetry.", metavar="ROOT"),
     ] = "energy/v1",
     connections: Annotated[
         int,
-        typer.Option(min=1, max=1000, help="MQTT connections that share the fleet.", rich_help_panel="Broker"),
-    ] = 2,
-    speedup: Annotated[
-        float | None,
-        typer.Option(help="Simulated seconds per real second; default 1.", rich_help_panel="Pace"),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Messages a second, whatever the size of the fleet.", rich_help_panel="Pace"),
-    ] = None,
-    flat_out: Annotated[
-        bool,
-        typer.Option("--flat-out", help="As fast as the broker acknowledges.", rich_help_panel="Pace"),
-    ] = False,
-    duration: Annotated[
-        float | None,
-        typer.Option(
-            "--for",
-            parser=parse_duration,
-            metavar="DURATION",
-            help="End after 30s, 5m, 1h …",
-            rich_help_panel="End",
+        _option(
+            "Broker",
+            "MQTT connections that share the fleet; or per-device: each its own, with client id, last will and "
+            "status (retained, ROOT/KIND/ID/status).",
+            parser=parse_connections,
+            metavar="N|per-device",
+        ),
+    ] = "2",  # type: ignore[assignment]  # as for interval
+    client_id: Annotated[
+        str | None,
+        _option(
+            "Broker",
+            "MQTT client id; numbered where several connections share the fleet. Per device a template, "
+            "by default {device_id}.",
+            metavar="TEXT",
         ),
     ] = None,
-    messages: Annotated[
-        int | None, typer.Option(min=1, help="End after so many messages.", rich_help_panel="End")
+    username: Annotated[
+        str | None,
+        _option("Broker", "MQTT user. Per device a template with {device_id} and {kind}.", metavar="TEXT"),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        _file("Broker", "File that holds the password of the MQTT user. Per device a template, too."),
+    ] = None,
+    window: Annotated[
+        int,
+        _option(
+            "Broker",
+            "Most unacknowledged messages of a connection; the broker may allow fewer.",
+            min=1,
+            max=65535,
+            metavar="N",
+        ),
+    ] = 1000,
+    speedup: Annotated[
+        float | None, _option("Pace", "Simulated seconds per real second; default 1.", metavar="FACTOR")
+    ] = None,
+    rate: Annotated[
+        float | None, _option("Pace", "Messages a second, whatever the size of the fleet.", metavar="N")
+    ] = None,
+    flat_out: Annotated[bool, _option("Pace", "As fast as the broker acknowledges.", "--flat-out")] = False,
+    duration: Annotated[
+        float | None,
+        _option("End", "End after 30s, 5m, 1h …", "--for", parser=parse_duration, metavar="DURATION"),
+    ] = None,
+    messages: Annotated[int | None, _option("End", "End after so many messages.", min=1, metavar="N")] = None,
+    ledger: Annotated[
+        Path | None,
+        _option(
+            "Output",
+            "Write what must become of every message to this new file, for wattbridge verify.",
+            metavar="FILE",
+        ),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help='One JSON object a second on stdout; the last one has "final": true.',
-            rich_help_panel="Output",
-        ),
+        _option("Output", 'One JSON object a second on stdout; the last one has "final": true.', "--json"),
     ] = False,
 ) -> None:
     """Publish the readings of a fleet of meters and vehicles to an MQTT broker.
@@ -164,16 +251,29 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
 
     How fast is this broker? simulate --flat-out --messages 100000
 
+    Does a bridge get everything right? simulate --all-faults --flat-out --messages 100000 --ledger run.ledger
+
     Exit codes: 0 every message was acknowledged; 1 some were not, or the broker was not reached or refused
-    us; 2 wrong usage.
+    us, or the ledger could not be written; 2 wrong usage.
     """
-    if sum((speedup is not None, rate is not None, flat_out)) > 1:
-        raise typer.BadParameter("--speedup, --rate and --flat-out exclude one another")
-    for name, value in (("--speedup", speedup), ("--rate", rate)):
-        if value is not None and value <= 0:
-            raise typer.BadParameter(f"{name} must be above 0, not {value:g}")
+    speedup, rate, flat_out = _pace(context, speedup, rate, flat_out=flat_out)
     fast = flat_out or rate is not None or (speedup is not None and speedup > 1)
+    given = {
+        "duplicates": duplicates,
+        "reordering": reordering,
+        "conflicts": conflicts,
+        "outages": outages,
+        "spoiled": spoiled,
+        "skewed": skewed,
+        "silences": silences,
+        "malformed": malformed,
+        "mismatches": mismatches,
+        "far_past": far_past,
+        "far_future": far_future,
+    }
     try:
+        faults = FaultConfig.everything() if all_faults else FaultConfig()
+        faults = replace(faults, **{name: value for name, value in given.items() if value is not None})
         fleet = FleetConfig(
             start=start or default_start(faster_than_real_time=fast),
             meters=meters,
@@ -181,30 +281,66 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
             seed=seed,
             interval=timedelta(seconds=interval),
             topic_root=topic_root,
+            faulty_share=faulty_share,
+            shared_share=shared_share,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if not connections and client_id is not None and "{device_id}" not in client_id:
+        raise typer.BadParameter(f"--client-id {client_id!r} needs {{device_id}}: every device has its own")
     broker = Broker(
         host=host,
         port=port or (8883 if tls_ca else 1883),
+        client_id=client_id,
         username=username,
         password=password_file.read_text().rstrip("\r\n") if password_file else None,
         tls=_trust(tls_ca) if tls_ca else None,
-        connections=connections,
+        connections=connections or None,
+        window=window,
     )
     options = Options(
         fleet=fleet,
         broker=broker,
+        faults=faults,
         speedup=None if flat_out else speedup or 1.0,
         rate=rate,
         duration=duration,
         messages=messages,
+        ledger=ledger,
     )
-    output = _JsonLines() if as_json else _Terminal()
+    _run(options, JsonLines() if as_json else Terminal(options))
+
+
+def _pace(
+    context: typer.Context, speedup: float | None, rate: float | None, *, flat_out: bool
+) -> tuple[float | None, float | None, bool]:
+    """Return the one pace that was chosen: one of the command line displaces one of the file."""
+    chosen = {"speedup": speedup, "rate": rate, "flat_out": flat_out or None}
+    typed = {name for name in chosen if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    if typed:
+        chosen = {name: value if name in typed else None for name, value in chosen.items()}
+    if sum(value is not None for value in chosen.values()) > 1:
+        raise typer.BadParameter("--speedup, --rate and --flat-out exclude one another")
+    for name in ("speedup", "rate"):
+        value = chosen[name]
+        if value is not None and value <= 0:
+            raise typer.BadParameter(f"--{name} must be above 0, not {value:g}")
+    return chosen["speedup"], chosen["rate"], bool(chosen["flat_out"])
+
+
+def _trust(certificates: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=certificates)
+    except ssl.SSLError as error:
+        raise typer.BadParameter(f"{certificates} holds no certificate in PEM format") from error
+
+
+def _run(options: Options, output: Output) -> None:
+    """Run to the end and tell how it was; exits with 1 unless the broker took every message."""
     try:
         with output:
             summary = uvloop.run(_until_signal(options, output))
-    except RefusedError as error:
+    except (RefusedError, LedgerError, LimitError) as error:
         _complain(str(error))
         raise typer.Exit(1) from error
     except asyncio.CancelledError:
@@ -220,80 +356,7 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
         raise typer.Exit(1)
 
 
-def _trust(certificates: Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=certificates)
-    except ssl.SSLError as error:
-        raise typer.BadParameter(f"{certificates} holds no certificate in PEM format") from error
-
-
-class _JsonLines:
-    """Progress for programs."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def progress(self, summary: Summary, *, final: bool = False) -> None:
-        line = {
-            "published": summary.published,
-            "acknowledged": summary.acknowledged,
-            "resent": summary.resent,
-            "refused": summary.refused,
-            "unheard": summary.unheard,
-            "unsent": summary.unsent,
-            "rate": round(summary.rate, 1),
-            "elapsed_s": round(summary.elapsed_s, 3),
-            "simulated_s": round(summary.simulated_s, 3),
-            "simulated_until": summary.simulated_until.isoformat(),
-            "state": summary.state,
-        }
-        sys.stdout.write(json.dumps(line | {"final": True} if final else line) + "\n")
-        sys.stdout.flush()
-
-    def event(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
-
-    def finish(self, summary: Summary) -> None:
-        self.progress(summary, final=True)
-
-
-class _Terminal:
-    """Progress for people: a line that moves on a terminal, otherwise events and the summary only."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._status = Status("connecting", console=self._console)
-
-    def __enter__(self) -> None:
-        self._status.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
-
-    def progress(self, summary: Summary) -> None:
-        self._status.update(
-            f"{summary.acknowledged:,} acknowledged, {summary.rate:,.0f}/s, fleet time "
-            f"{summary.simulated_until:%Y-%m-%d %H:%M:%S}Z"
-        )
-
-    def event(self, text: str) -> None:
-        self._console.print(text, markup=False)
-
-    def finish(self, summary: Summary) -> None:
-        self._console.print(
-            f"{summary.published:,} published, {summary.acknowledged:,} acknowledged, "
-            f"{summary.resent:,} sent again in {summary.elapsed_s:.1f} s ({summary.rate:,.0f}/s); "
-            f"{timedelta(seconds=round(summary.simulated_s))} of fleet time until "
-            f"{summary.simulated_until:%Y-%m-%d %H:%M:%S}Z"
-        )
-        if summary.unheard:
-            self._console.print(f"{summary.unheard:,} of them had no subscriber: the broker took them and forgot them")
-
-
-async def _until_signal(options: Options, output: _JsonLines | _Terminal) -> Summary:
+async def _until_signal(options: Options, output: Output) -> Summary:
     """Run until the end or a signal; the second signal does not wait for acknowledgements."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

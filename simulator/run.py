@@ -7,15 +7,22 @@ with now.
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from math import inf
+from pathlib import Path
 from typing import Any
 
-from simulator.fleet import Fleet, FleetConfig, Message
-from simulator.publisher import Broker, Publisher
+from simulator.connection import Broker, RefusedError
+from simulator.devices import Devices, allow_files, identify
+from simulator.faults import FaultConfig, messages
+from simulator.fleet import Fleet, FleetConfig
+from simulator.ledger import LedgerWriter, acks_path
+from simulator.messages import SLOT_BYTES, Link, Message, SlotType
+from simulator.pool import Pool
+from simulator.publisher import Publisher
 
 TICK_S = 0.01
 CHUNK = 500
@@ -33,15 +40,18 @@ class Options:
     """What to run.
 
     Pace: `rate` messages a second, else `speedup` simulated seconds a second, else (both None) as fast as the
-    broker acknowledges. It ends after `duration` real seconds or `messages`, whichever is first.
+    broker acknowledges. It ends after `duration` real seconds or `messages`, whichever is first. `ledger` is a
+    file that does not exist yet.
     """
 
     fleet: FleetConfig
     broker: Broker
+    faults: FaultConfig = field(default_factory=FaultConfig)
     speedup: float | None = 1.0
     rate: float | None = None
     duration: float | None = None
     messages: int | None = None
+    ledger: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +66,17 @@ class Summary:
     """Of the acknowledged ones: the broker said that nobody is subscribed, so they are gone."""
     unsent: int
     """Generated, but never sent."""
+    readings: int
+    """In the messages that were generated, those that keep the contract; an array has several."""
     rate: float
     """Acknowledged messages a second: since the last report, or over the whole run at its end."""
     elapsed_s: float
+    """Since the first message could be sent."""
     simulated_s: float
     simulated_until: datetime
     state: str
     """The broker, in words."""
+    ledger: Path | None
 
     @property
     def complete(self) -> bool:
@@ -82,9 +96,10 @@ class Pace:
         self._allowance = 1.0
 
     def horizon(self) -> float:
-        """Return the simulated seconds since the start that may be published by now."""
+        """Return the simulated milliseconds since the start that may be published by now."""
         wall = time.time() - self._start
-        return wall if self._speedup is None else min(wall, (time.monotonic() - self._began) * self._speedup)
+        seconds = wall if self._speedup is None else min(wall, (time.monotonic() - self._began) * self._speedup)
+        return seconds * 1000
 
     def budget(self) -> int:
         """Return how many messages the rate allows now; a stall saves up one second of them at most."""
@@ -104,63 +119,100 @@ class Pace:
 class Run:
     """One run, from the first message to the last acknowledgement."""
 
-    def __init__(self, options: Options, publisher: Publisher) -> None:
-        """Prepare a run of `options` through `publisher`."""
+    def __init__(self, options: Options, fleet: Fleet, pool: Pool, ledger: LedgerWriter | None) -> None:
+        """Prepare a run of `options` through `pool`."""
         self._options = options
-        self._publisher = publisher
-        self._began = time.monotonic()
-        self._simulated_s = 0.0
+        self._fleet = fleet
+        self._pool = pool
+        self._ledger = ledger
+        self._began: float | None = None
+        self._due = 0
+        self._readings = 0
 
     async def produce(self) -> None:
         """Generate and publish at the pace until the limit, then wait until everything is acknowledged.
 
-        Can be cancelled at any await: whatever was generated has been handed to the publisher.
+        Can be cancelled at any await: whatever is in the ledger has been handed to the pool.
+
+        Raises:
+            LedgerError: the ledger cannot be written; the messages in question have not been sent.
         """
-        publisher = self._publisher
+        await self._pool.ready()
+        self._began = time.monotonic()
         pace = Pace(self._options)
-        stream = islice(Fleet(self._options.fleet), self._options.messages)
-        message = next(stream, None)
-        while message is not None:
+        stream = messages(self._fleet, self._options.faults)
+        item = next(stream)
+        left = self._options.messages
+        while left is None or left:
             horizon, budget = pace.horizon(), pace.budget()
+            if left is not None:
+                budget = min(budget, left)
             batch: list[Message] = []
-            while message is not None and message.due <= horizon and len(batch) < budget:
-                batch.append(message)
-                message = next(stream, None)
-            if batch:
-                publisher.offer(batch)
-                pace.spend(len(batch))
-                self._simulated_s = batch[-1].due
-                await publisher.room()
-            if len(batch) < CHUNK:
+            taken = 0
+            while taken < budget and item.due <= horizon:
+                if isinstance(item, Link):
+                    self._hand_over(batch)
+                    batch = []
+                    self._pool.link(item)
+                else:
+                    batch.append(item)
+                    taken += 1
+                item = next(stream)
+            self._hand_over(batch)
+            pace.spend(taken)
+            if left is not None:
+                left -= taken
+            if taken:
+                await self._pool.room()
+            if taken < CHUNK:
                 await asyncio.sleep(TICK_S)
-        await publisher.settled()
+        await self._pool.settled()
+
+    def _hand_over(self, batch: list[Message]) -> None:
+        """Write messages to the ledger and only then let them go."""
+        if not batch:
+            return
+        if self._ledger is not None:
+            self._ledger.record(batch)
+        self._pool.offer(batch)
+        slots = b"".join([message.entries for message in batch])
+        self._readings += slots[SLOT_BYTES - 1 :: SLOT_BYTES].count(SlotType.READING)
+        self._due = batch[-1].due
+
+    async def time_out(self) -> None:
+        """Return when the duration is over; it counts anew from when the first message could be sent."""
+        duration = self._options.duration
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._pool.ready(), duration)
+            await asyncio.sleep(inf if duration is None else duration)
 
     async def report(self, on_progress: Callable[[Summary], None]) -> None:
         """Call `on_progress` once a second until cancelled."""
-        before = self.summary()
+        acknowledged, at = 0, time.monotonic()
         while True:
             await asyncio.sleep(1.0)
-            now = self.summary()
-            took = now.elapsed_s - before.elapsed_s
-            on_progress(replace(now, rate=(now.acknowledged - before.acknowledged) / took))
-            before = now
+            now, summary = time.monotonic(), self.summary()
+            on_progress(replace(summary, rate=(summary.acknowledged - acknowledged) / (now - at)))
+            acknowledged, at = summary.acknowledged, now
 
     def summary(self) -> Summary:
         """Return the counters as they are now."""
-        counters = self._publisher.counters
-        elapsed = time.monotonic() - self._began
+        counters = self._pool.counters
+        elapsed = 0.0 if self._began is None else time.monotonic() - self._began
         return Summary(
             published=counters.published,
             acknowledged=counters.acknowledged,
             resent=counters.resent,
             refused=counters.refused,
             unheard=counters.unheard,
-            unsent=self._publisher.waiting,
+            unsent=self._pool.waiting,
+            readings=self._readings,
             rate=counters.acknowledged / elapsed if elapsed else 0.0,
             elapsed_s=elapsed,
-            simulated_s=self._simulated_s,
-            simulated_until=self._options.fleet.start + timedelta(seconds=self._simulated_s),
-            state=self._publisher.state,
+            simulated_s=self._due / 1000,
+            simulated_until=self._options.fleet.start + timedelta(milliseconds=self._due),
+            state=self._pool.state,
+            ledger=self._options.ledger,
         )
 
 
@@ -174,32 +226,95 @@ async def simulate(
     """Publish the fleet until the limits of `options` or until `stop` is set, and return what happened.
 
     `on_progress` gets the counters every second, `on_event` a line whenever the broker comes or goes. The end
-    waits up to `GRACE_S` for acknowledgements. Raises RefusedError when the broker turns this client away for
-    good.
+    waits up to `GRACE_S` for acknowledgements. However it ends, the ledger is one that can be read; there is
+    none where the broker turned us away before anything was sent.
+
+    Raises:
+        RefusedError: the broker turns this client, or a device, away for good.
+        LedgerError: the ledger cannot be made or written.
+        LimitError: the operating system does not allow so many connections.
     """
-    async with Publisher(options.broker, on_event) as publisher:
-        run = Run(options, publisher)
-        producing = asyncio.create_task(run.produce(), name="produce")
-        stopping = asyncio.create_task((stop or asyncio.Event()).wait(), name="stop")
-        tasks: list[asyncio.Task[Any]] = [producing, stopping]
-        if on_progress is not None:
-            tasks.append(asyncio.create_task(run.report(on_progress), name="report"))
-        try:
-            endings: set[asyncio.Future[Any]] = {producing, stopping, publisher.refusal}
-            await asyncio.wait(endings, timeout=options.duration, return_when=asyncio.FIRST_COMPLETED)
-            if publisher.refusal.done():
-                await publisher.refusal
-            if producing.done():
-                await producing
-            else:
-                producing.cancel()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(publisher.settled(), GRACE_S)
-            return run.summary()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    fleet = Fleet(options.fleet)
+    if options.broker.connections is None:
+        allow_files(len(fleet.encoder.ids))
+    with ExitStack() as at_last, _open_ledger(options, fleet) as ledger:
+        async with _pool(options, on_event, ledger) as pool:
+            try:
+                return await _run(Run(options, fleet, pool, ledger), pool, on_progress, stop or asyncio.Event())
+            except RefusedError:
+                if options.ledger is not None and not pool.counters.published:
+                    # The next attempt, with the right password, shall not find it in its way.
+                    for file in (options.ledger, acks_path(options.ledger)):
+                        at_last.callback(file.unlink, missing_ok=True)
+                raise
+
+
+async def _run(run: Run, pool: Pool, on_progress: Callable[[Summary], None] | None, stop: asyncio.Event) -> Summary:
+    """Let a run take its course, until whatever ends it comes first."""
+    producing = asyncio.create_task(run.produce(), name="produce")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    timing = asyncio.create_task(run.time_out(), name="time out")
+    tasks: list[asyncio.Task[Any]] = [producing, stopping, timing]
+    if on_progress is not None:
+        tasks.append(asyncio.create_task(run.report(on_progress), name="report"))
+    try:
+        endings: set[asyncio.Future[Any]] = {producing, stopping, timing, pool.refusal}
+        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        await _finish(pool, producing)
+        return run.summary()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _finish(pool: Pool, producing: asyncio.Task[None]) -> None:
+    """Wait for what is on the way, and raise what ended the run."""
+    if pool.refusal.done():
+        await pool.refusal
+    failure = producing.exception() if producing.done() else None
+    if producing.done() and failure is None:
+        return
+    producing.cancel()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(pool.settled(), GRACE_S)
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _open_ledger(options: Options, fleet: Fleet) -> Iterator[LedgerWriter | None]:
+    """Hold the ledger of a run, if it shall have one."""
+    path = options.ledger
+    if path is None:
+        yield None
+        return
+    config = options.fleet
+    header = {
+        "meters": config.meters,
+        "vehicles": config.vehicles,
+        "meter_ids": "MTR-%06d",
+        "vehicle_ids": "VEH-%06d",
+        "topic_root": config.topic_root,
+        "start": config.start.isoformat(),
+        "seed": config.seed,
+        "interval_s": config.interval.total_seconds(),
+        "faulty": fleet.faulty,
+        "faults": asdict(options.faults),
+        "faulty_share": config.faulty_share,
+        "shared_share": config.shared_share,
+    }
+    with LedgerWriter(path, header) as ledger:
+        yield ledger
+
+
+def _pool(options: Options, on_event: Callable[[str], None] | None, ledger: LedgerWriter | None) -> Pool:
+    settle = None if ledger is None else ledger.settle
+    if options.broker.connections is not None:
+        return Publisher(options.broker, on_event, settle)
+    config = options.fleet
+    identities = identify(options.broker, config.topic_root, config.meter_ids, config.vehicle_ids)
+    return Devices(options.broker, identities, on_event, settle)
 
 
 def default_start(*, faster_than_real_time: bool) -> datetime:

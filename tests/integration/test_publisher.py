@@ -1,75 +1,25 @@
 """The publisher against a real Mosquitto, with paho as the witness."""
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-import uuid
-from collections import defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from math import inf
-from typing import Any, Self
+from typing import Any
 
-import paho.mqtt.client as paho
+import mqtt5
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from bridge.services import PrivateMosquitto
+from simulator.connection import Broker, RefusedError
+from simulator.faults import FaultConfig, messages
 from simulator.fleet import Fleet, FleetConfig
-from simulator.publisher import Broker, RefusedError
+from simulator.messages import Link, Message
+from simulator.publisher import Publisher
 from simulator.run import Options, Summary, simulate
+from tests.integration.witness import Witness, by_topic
 
 START = datetime(2026, 2, 10, tzinfo=UTC)
-PATIENCE_S = 30.0
-
-
-class Witness:
-    """An independent subscriber with a persistent session that notes everything it is sent."""
-
-    def __init__(self, host: str, port: int, root: str) -> None:
-        self.received: list[tuple[str, bytes]] = []
-        self._changed = threading.Condition()
-        self._root = root
-        self._subscribed = threading.Event()
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=f"witness-{uuid.uuid4().hex}", protocol=paho.MQTTv5
-        )
-        self._client.on_connect = self._on_connect
-        self._client.on_subscribe = lambda *_: self._subscribed.set()
-        self._client.on_message = self._on_message
-        self._client.reconnect_delay_set(1, 1)
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = 600
-        self._client.connect(host, port, clean_start=False, properties=properties)
-
-    def __enter__(self) -> Self:
-        self._client.loop_start()
-        assert self._subscribed.wait(PATIENCE_S)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-    def wait_for(self, distinct: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: len(set(self.received)) >= distinct, PATIENCE_S)
-
-    def _on_connect(self, client: paho.Client, *_: object) -> None:
-        client.subscribe(f"{self._root}/#", qos=1)
-
-    def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        with self._changed:
-            self.received.append((message.topic, bytes(message.payload)))
-            self._changed.notify()
 
 
 def options_for(host: str, port: int, root: str, messages: int, **others: Any) -> Options:
@@ -83,15 +33,8 @@ def options_for(host: str, port: int, root: str, messages: int, **others: Any) -
 
 
 def expected(options: Options) -> list[tuple[str, bytes]]:
-    return [(m.topic, m.payload) for m in islice(Fleet(options.fleet), options.messages)]
-
-
-def by_device(messages: list[tuple[str, bytes]]) -> dict[str, list[bytes]]:
-    """Group payloads by topic, each at its first occurrence."""
-    grouped: dict[str, dict[bytes, None]] = defaultdict(dict)
-    for topic, payload in messages:
-        grouped[topic][payload] = None
-    return {topic: list(payloads) for topic, payloads in grouped.items()}
+    stream = messages(Fleet(options.fleet), options.faults)
+    return [(m.topic, m.payload) for m in islice(stream, options.messages) if isinstance(m, Message)]
 
 
 def test_every_message_arrives_once_and_in_order(broker: Any, topic_root: str) -> None:
@@ -104,7 +47,7 @@ def test_every_message_arrives_once_and_in_order(broker: Any, topic_root: str) -
     assert summary.complete
     assert summary.unheard == 0
     assert sorted(witness.received) == sorted(expected(options))
-    assert by_device(witness.received) == by_device(expected(options))
+    assert by_topic(witness.received) == by_topic(expected(options))
 
 
 def test_a_restart_of_the_broker_loses_nothing(topic_root: str) -> None:
@@ -125,7 +68,7 @@ def test_a_restart_of_the_broker_loses_nothing(topic_root: str) -> None:
             summary = asyncio.run(run_over_a_restart())
             witness.wait_for(12_000)
     assert (summary.published, summary.acknowledged) == (12_000, 12_000)
-    assert by_device(witness.received) == by_device(expected(options))
+    assert by_topic(witness.received) == by_topic(expected(options))
     assert sum("waiting for the broker" in event for event in events) >= 2
     assert "connected" in events[-1]
 
@@ -138,7 +81,7 @@ def test_what_was_cut_off_in_flight_is_sent_again(topic_root: str) -> None:
     assert (summary.published, summary.acknowledged) == (3_000, 3_000)
     assert summary.resent > 0
     assert len(witness.received) > 3_000
-    assert by_device(witness.received) == by_device(expected(options))
+    assert by_topic(witness.received) == by_topic(expected(options))
 
 
 async def _publish_through_cuts(broker: Any, topic_root: str) -> tuple[Summary, Options]:
@@ -224,53 +167,71 @@ def test_simulated_time_never_overtakes_the_clock(broker: Any, topic_root: str, 
     assert timedelta(0) <= datetime.now(UTC) - summary.simulated_until < timedelta(seconds=1)
 
 
-def simulator(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "simulator", *map(str, arguments)]
+def test_an_array_counts_as_its_readings(broker: Any, topic_root: str) -> None:
+    faults = FaultConfig(outages=24.0)
+    options = options_for(broker.host, broker.port, topic_root, 4_000, faults=faults)
+    with Witness(broker.host, broker.port, topic_root) as witness:
+        summary = asyncio.run(simulate(options))
+        witness.wait_for(4_000)
+    assert (summary.published, summary.acknowledged) == (4_000, 4_000)
+    assert summary.readings == sum(payload.count(b'"timestamp"') for _, payload in witness.received) > 4_000
 
 
-def test_the_command_reports_json_and_ends_on_a_signal(broker: Any, topic_root: str) -> None:
-    command = simulator("--port", broker.port, "--host", broker.host, "--topic-root", topic_root)
-    with subprocess.Popen(
-        [*command, "--speedup", "60", "--json"], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    ) as process:
-        assert process.stdout is not None
-        first = json.loads(process.stdout.readline())
-        process.send_signal(signal.SIGTERM)
-        last = json.loads(process.stdout.readlines()[-1])
-    assert process.returncode == 0
-    assert "final" not in first
-    assert last["final"] is True
-    assert last["published"] == last["acknowledged"] >= first["acknowledged"] > 0
+async def offer(publisher: Publisher, batch: list[Message]) -> None:
+    async with publisher:
+        publisher.offer(batch)
+        await asyncio.wait_for(publisher.settled(), 20)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (["--speedup", "2", "--rate", "5"], "exclude"),
-        (["--rate", "0"], "above 0"),
-        (["--interval", "7s"], "divide a minute"),
-        (["--for", "soon"], "30s"),
-        (["--start", "2026-02-10"], "time zone"),
-        (["--meters", "0", "--vehicles", "0"], "at least one"),
-        (["--tls-ca", __file__], "no certificate"),
-    ],
-)
-def test_wrong_usage_exits_with_2(arguments: list[str], hint: str) -> None:
-    done = subprocess.run(simulator(*arguments), capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert hint in " ".join(done.stderr.replace("│", " ").split())
-    assert "Traceback" not in done.stderr
+def readings(topic_root: str, count: int) -> list[Message]:
+    fleet = Fleet(FleetConfig(start=START, meters=5, vehicles=5, topic_root=topic_root))
+    return [m for m in islice(messages(fleet, FaultConfig()), count) if not isinstance(m, Link)]
 
 
-def test_a_broker_that_never_comes_exits_with_1(unused_tcp_port: int) -> None:
-    command = simulator("--port", unused_tcp_port, "--for", "1s", "--flat-out", "--messages", 5)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert "connection refused" in line
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-    assert process.returncode == 1
-    assert "Traceback" not in rest
+def test_each_message_is_settled_once_by_what_the_broker_says(broker: Any, topic_root: str) -> None:
+    settled: list[tuple[int, int]] = []
+    publisher = Publisher(Broker(host=broker.host, port=broker.port), settle=lambda *said: settled.append(said))
+    with Witness(broker.host, broker.port, f"{topic_root}/meter"):
+        asyncio.run(offer(publisher, readings(topic_root, 100)))
+    expected = {m.number: 1 if "/meter/" in m.topic else 3 for m in readings(topic_root, 100)}
+    assert set(expected.values()) == {1, 3}
+    assert sorted(settled) == sorted(expected.items())
+
+
+def test_what_is_refused_or_acknowledged_twice_is_settled_once() -> None:
+    """A broker that refuses every tenth message and says everything twice."""
+    settled: list[tuple[int, int]] = []
+    asyncio.run(_publish_to_a_stutterer(settled))
+    assert sorted(settled) == [(number, 1 if number % 10 else 2) for number in range(500)]
+
+
+async def _publish_to_a_stutterer(settled: list[tuple[int, int]]) -> None:
+    numbers = {m.payload: m.number for m in readings("energy/v1", 500)}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = b""
+        with suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                data += chunk
+                while data:
+                    try:
+                        packet, size = mqtt5.read(memoryview(data))
+                    except IndexError:
+                        break
+                    data = data[size:]
+                    if isinstance(packet, mqtt5.ConnectPacket):
+                        writer.write(mqtt5.ConnAckPacket(receive_max=7).write())
+                    elif isinstance(packet, mqtt5.PublishPacket) and packet.packet_id:
+                        refused = numbers[packet.payload] % 10 == 0
+                        codes = mqtt5.PubAckReasonCode
+                        reason = codes.QUOTA_EXCEEDED if refused else codes.SUCCESS
+                        writer.write(2 * mqtt5.PubAckPacket(packet.packet_id, reason_code=reason).write())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        publisher = Publisher(Broker(host=host, port=port), settle=lambda *said: settled.append(said))
+        await offer(publisher, readings("energy/v1", 500))
+        assert (publisher.counters.acknowledged, publisher.counters.refused) == (450, 50)
+        await asyncio.sleep(0.1)  # for the server to see the end

@@ -289,7 +289,8 @@ def test_an_unknown_variable_is_an_error_that_names_the_nearest_known_one(
     assert "some value" not in message
 
 
-def test_variables_of_the_tests_and_the_name_of_the_file_are_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_others_and_the_name_of_the_file_are_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATTBRIDGE_SIMULATOR_HOST", "broker.example")
     monkeypatch.setenv("WATTBRIDGE_TEST_SERVICES", "docker")
     monkeypatch.setenv("WATTBRIDGE_TEST_DSN", "x")
     monkeypatch.setenv("WATTBRIDGE_CONFIG", str(write("")))
