@@ -217,8 +217,8 @@ class Demo:
             code = simulator.process.stop(self._patience)
             self._read()
             self._simulator = None
-            # Told to stop before it could listen, it has published nothing and is not to blame.
-            if code and not (code == -signal.SIGTERM and self._figures.published == 0):
+            # Told to stop before it could listen or connect, it has published nothing and is not to blame.
+            if code and not (code in {-signal.SIGTERM, 1} and self._figures.published == 0):
                 self._note(f"the simulator {ending(code)}", simulator.tail())
         self._drain()
         if daemon := self._daemon:

@@ -7,6 +7,7 @@ import ssl
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,7 @@ def parse_start(text: str) -> datetime:
         raise typer.BadParameter(f"{text} is in the future, and readings from the future are rejected by a bridge")
     if start < now - OLDEST:
         raise typer.BadParameter(f"{text} is more than a year ago, and readings that old are rejected by a bridge")
-    return start.replace(second=0, microsecond=0)
+    return start.astimezone(UTC).replace(second=0, microsecond=0)
 
 
 def parse_connections(text: str) -> int:
@@ -102,7 +103,7 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
     meters: Annotated[int, _option("Fleet", "Number of meters, one per charger.", min=0, metavar="N")] = 100,
     vehicles: Annotated[int, _option("Fleet", "Number of vehicles.", min=0, metavar="N")] = 100,
     seed: Annotated[
-        int, _option("Fleet", "The same seed, start, fleet and faults give the same messages.", metavar="N")
+        int, _option("Fleet", "The same seed, start, fleet and faults give the same messages.", min=0, metavar="N")
     ] = 1,
     interval: Annotated[
         float,
@@ -293,7 +294,7 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
         port=port or (8883 if tls_ca else 1883),
         client_id=client_id,
         username=username,
-        password=password_file.read_text().rstrip("\r\n") if password_file else None,
+        password=_password(password_file) if password_file else None,
         tls=_trust(tls_ca) if tls_ca else None,
         connections=connections or None,
         window=window,
@@ -323,9 +324,16 @@ def _pace(
         raise typer.BadParameter("--speedup, --rate and --flat-out exclude one another")
     for name in ("speedup", "rate"):
         value = chosen[name]
-        if value is not None and value <= 0:
-            raise typer.BadParameter(f"--{name} must be above 0, not {value:g}")
+        if value is not None and not 0 < value < inf:
+            raise typer.BadParameter(f"--{name} must be a number above 0, not {value:g}")
     return chosen["speedup"], chosen["rate"], bool(chosen["flat_out"])
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read as text in UTF-8: {error}") from error
 
 
 def _trust(certificates: Path) -> ssl.SSLContext:
@@ -346,6 +354,9 @@ def _run(options: Options, output: Output) -> None:
     except asyncio.CancelledError:
         _complain("stopped at once; messages in flight may or may not have arrived")
         raise typer.Exit(1) from None
+    except OSError as error:
+        _complain(f"stopped, because the output cannot be written: {error.strerror}")
+        raise typer.Exit(1) from error
     output.finish(summary)
     if not summary.complete:
         missing = summary.published - summary.acknowledged - summary.refused

@@ -155,6 +155,11 @@ class Connection(asyncio.Protocol):
         in_flight = sum(message is not None for message in self._in_flight.values())
         return len(self._fresh) + len(self._again) + in_flight
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the broker has accepted the connection, and it has not ended."""
+        return self._window > 0
+
     def offer(self, message: Message) -> None:
         """Take a message; `flush` sends it."""
         self._fresh.append(message)
@@ -201,7 +206,8 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         attempts = 0
         while not self._closing:
-            await self._network.wait()
+            while not self._network.is_set():  # it may be gone again by the time that we are woken
+                await self._network.wait()
             self._was_cut = False
             started = loop.time()
             try:
@@ -218,6 +224,8 @@ class Connection(asyncio.Protocol):
                 raise RefusedError(
                     f"the certificate of {self._broker} is not trusted: {error.verify_message}"
                 ) from error
+            except UnicodeError as error:
+                raise RefusedError(f"{self._broker.host!r} cannot be the name of a host") from error
             except (OSError, TimeoutError) as error:
                 trouble = _describe(error)
             finally:
@@ -317,6 +325,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the packets of one network chunk, then use the room that they made."""
+        if not self._network.is_set():
+            return  # what was on the way when the network went does not arrive
         self._silent_beats = 0
         view = memoryview(self._unread + data if self._unread else data)
         position = 0

@@ -112,7 +112,12 @@ class Devices(Pool):
             self._without_network.remove(link.device)
             self._held -= connection.outstanding
             connection.restore()
-        elif not link.up and link.device not in self._without_network:
+        elif (
+            not link.up
+            and link.device not in self._without_network
+            # Faster than connections come back, what they hold would grow without end.
+            and (connection.accepted or self._held < IN_FLIGHT)
+        ):
             self._without_network.add(link.device)
             self._held += connection.outstanding
             connection.cut()

@@ -13,7 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ DAY = physics.DAY_MINUTES
 
 SITE_SIZE = 5
 """A site has at least so many chargers and so many vehicles, if the fleet has."""
+
+LONGEST_ROOT = 1000
+"""Characters of the topic root: with the longest device id behind it, it is still a topic that MQTT can carry."""
 
 EMPTY_SOC = 5.0
 """Where a vehicle that finds no charger stops driving."""
@@ -79,14 +82,23 @@ class FleetConfig:
             raise ValueError("a fleet needs at least one meter or vehicle, and no negative numbers of them")
         if self.start.tzinfo is None:
             raise ValueError(f"the start {self.start.isoformat()} needs a time zone, for example a Z at the end")
-        if self.start.second or self.start.microsecond:
+        try:
+            start = self.start.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError(f"the start {self.start.isoformat()} is beyond all calendars") from error
+        if start.second or start.microsecond:
             raise ValueError(f"the start {self.start.isoformat()} is not the beginning of a minute")
+        object.__setattr__(self, "start", start)
         if self.interval < timedelta(seconds=1) or MINUTE % self.interval:
             raise ValueError(
                 f"an interval of {self.interval.total_seconds():g} s does not divide a minute (60, 30, 20 …)"
             )
-        if not self.topic_root.strip("/") or set(self.topic_root) & set("+#\0"):
-            raise ValueError(f"the topic root {self.topic_root!r} must be a topic without wildcards")
+        root = self.topic_root
+        if not root.strip("/") or not root.isprintable() or set(root) & set("+#") or len(root) > LONGEST_ROOT:
+            raise ValueError(
+                f"the topic root {root[:80]!r} must be a topic without wildcards, printable, of at most {LONGEST_ROOT} "
+                "characters"
+            )
         if not 0 <= self.faulty_share <= 1:
             raise ValueError(f"the share of faulty chargers {self.faulty_share} is not between 0 and 1")
         if not 0 <= self.shared_share <= 1:

@@ -159,6 +159,9 @@ class LedgerWriter:
         """Close both files, with END where every message was acknowledged; again does nothing.
 
         The acknowledgements stay unless they say nothing more than END does.
+
+        Raises:
+            LedgerError: somebody has deleted the ledger meanwhile.
         """
         if self._closed:
             return
@@ -172,7 +175,10 @@ class LedgerWriter:
                 self._append(END_SLOT.pack(self._messages, SlotType.END))
                 if Outcome.UNHEARD not in answers:
                     acks_path(self._path).unlink()
+        deleted = os.fstat(self._file).st_nlink == 0
         os.close(self._file)
+        if deleted:
+            raise LedgerError(f"the ledger {self._path} was deleted while it was written: run the fleet again")
 
     def _answers(self) -> set[int]:
         """Return which answers, or 0 for none, the messages have got."""

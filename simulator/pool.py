@@ -60,6 +60,11 @@ class Pool(ABC):
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
+    def reached(self) -> bool:
+        """Whether every connection has been accepted, at some time."""
+        return self._ready.is_set()
+
+    @property
     def waiting(self) -> int:
         """How many messages were offered and have never been sent."""
         return self.counters.offered - self.counters.published

@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from simulator.connection import Broker, RefusedError
+from simulator.connection import Broker
 from simulator.devices import Devices, allow_files, identify
 from simulator.faults import FaultConfig, messages
 from simulator.fleet import Fleet, FleetConfig
@@ -76,12 +76,14 @@ class Summary:
     simulated_until: datetime
     state: str
     """The broker, in words."""
+    reached: bool
+    """Whether every connection has been accepted, at some time."""
     ledger: Path | None
 
     @property
     def complete(self) -> bool:
         """Whether the broker has taken every message."""
-        return self.acknowledged == self.published and not self.unsent
+        return self.acknowledged == self.published and not self.unsent and (self.published > 0 or self.reached)
 
 
 class Pace:
@@ -212,6 +214,7 @@ class Run:
             simulated_s=self._due / 1000,
             simulated_until=self._options.fleet.start + timedelta(milliseconds=self._due),
             state=self._pool.state,
+            reached=self._pool.reached,
             ledger=self._options.ledger,
         )
 
@@ -227,12 +230,13 @@ async def simulate(
 
     `on_progress` gets the counters every second, `on_event` a line whenever the broker comes or goes. The end
     waits up to `GRACE_S` for acknowledgements. However it ends, the ledger is one that can be read; there is
-    none where the broker turned us away before anything was sent.
+    none where the broker turned us away, or was never reached, and nothing was sent.
 
     Raises:
         RefusedError: the broker turns this client, or a device, away for good.
         LedgerError: the ledger cannot be made or written.
         LimitError: the operating system does not allow so many connections.
+        OSError: nobody reads the progress any more.
     """
     fleet = Fleet(options.fleet)
     if options.broker.connections is None:
@@ -241,12 +245,11 @@ async def simulate(
         async with _pool(options, on_event, ledger) as pool:
             try:
                 return await _run(Run(options, fleet, pool, ledger), pool, on_progress, stop or asyncio.Event())
-            except RefusedError:
-                if options.ledger is not None and not pool.counters.published:
-                    # The next attempt, with the right password, shall not find it in its way.
+            finally:
+                if options.ledger is not None and not pool.counters.published and not pool.reached:
+                    # The next attempt, with the right host or password, shall not find it in its way.
                     for file in (options.ledger, acks_path(options.ledger)):
                         at_last.callback(file.unlink, missing_ok=True)
-                raise
 
 
 async def _run(run: Run, pool: Pool, on_progress: Callable[[Summary], None] | None, stop: asyncio.Event) -> Summary:
@@ -254,13 +257,14 @@ async def _run(run: Run, pool: Pool, on_progress: Callable[[Summary], None] | No
     producing = asyncio.create_task(run.produce(), name="produce")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     timing = asyncio.create_task(run.time_out(), name="time out")
-    tasks: list[asyncio.Task[Any]] = [producing, stopping, timing]
-    if on_progress is not None:
-        tasks.append(asyncio.create_task(run.report(on_progress), name="report"))
+    # It ends only by an error: nobody reads the output any more.
+    reporting = asyncio.create_task(run.report(on_progress or (lambda _: None)), name="report")
+    tasks: list[asyncio.Task[Any]] = [producing, stopping, timing, reporting]
     try:
-        endings: set[asyncio.Future[Any]] = {producing, stopping, timing, pool.refusal}
-        await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*tasks, pool.refusal}, return_when=asyncio.FIRST_COMPLETED)
         await _finish(pool, producing)
+        if reporting.done():
+            reporting.result()
         return run.summary()
     finally:
         for task in tasks:
@@ -291,10 +295,8 @@ def _open_ledger(options: Options, fleet: Fleet) -> Iterator[LedgerWriter | None
         return
     config = options.fleet
     header = {
-        "meters": config.meters,
-        "vehicles": config.vehicles,
-        "meter_ids": "MTR-%06d",
-        "vehicle_ids": "VEH-%06d",
+        "meter_ids": config.meter_ids,
+        "vehicle_ids": config.vehicle_ids,
         "topic_root": config.topic_root,
         "start": config.start.isoformat(),
         "seed": config.seed,

@@ -38,6 +38,11 @@ def settings(context: typer.Context, file: Path | None) -> dict[str, Any]:
                 )
             with _explained(f"{file}, [{section}] {key} = {value!r}"):
                 found[option.name] = _checked(context, option, value)
+    # The paces exclude one another: one in the environment displaces those of the file.
+    paces = sections["pace"]
+    if any(os.environ.get(PREFIX + key.upper()) for key in paces):
+        for option in paces.values():
+            found.pop(option.name, None)
     for key, option in (item for options in sections.values() for item in options.items()):
         name = PREFIX + key.upper()
         if text := os.environ.get(name):

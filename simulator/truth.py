@@ -189,11 +189,12 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _encoder(path: Path, header: dict[str, Any]) -> Encoder:
-    try:
-        meters, vehicles, root = header["meter_ids"], header["vehicle_ids"], header["topic_root"]
-        return Encoder(meters, vehicles, root)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _damaged(path, "its header does not say which devices there are") from error
+    meters, vehicles, root = header.get("meter_ids"), header.get("vehicle_ids"), header.get("topic_root")
+    if not isinstance(meters, list) or not isinstance(vehicles, list) or not isinstance(root, str):
+        raise _damaged(path, "its header does not say which devices there are")
+    if not root.isprintable() or not all(isinstance(name, str) and name.isascii() for name in (*meters, *vehicles)):
+        raise _damaged(path, "its header has a name that is none")
+    return Encoder(meters, vehicles, root)
 
 
 def _entries(path: Path, content: mmap.mmap, start: int) -> tuple[Slots, int, bool]:

@@ -20,7 +20,7 @@ import pytest
 
 from bridge.services import PrivateMosquitto
 from simulator.connection import Broker, RefusedError
-from simulator.devices import Devices, LimitError, allow_files, identify
+from simulator.devices import IN_FLIGHT, Devices, LimitError, allow_files, identify
 from simulator.faults import FaultConfig, messages
 from simulator.fleet import Fleet, FleetConfig
 from simulator.messages import Link, Message
@@ -198,6 +198,46 @@ def test_outages_of_the_stream_cut_connections_and_nothing_is_lost(topic_root: s
     assert len(events) == 1  # who has no network is no trouble of the broker
     assert by_topic(witness.telemetry) == by_topic(expected(options))
     assert sum(said.count(b"offline") for said in statuses.values()) > 40
+
+
+def test_a_network_that_is_back_for_no_time_lets_nothing_through(broker: Any, topic_root: str) -> None:
+    batch = readings(topic_root, 40)
+    settled: list[tuple[int, int]] = []
+
+    async def flicker(witness: Witness) -> tuple[int, int]:
+        async with four_devices(broker, topic_root, settled) as devices:
+            devices.link(Link(0, 1, up=False))
+            await asyncio.sleep(0.1)
+            devices.link(Link(0, 1, up=True))
+            devices.link(Link(0, 1, up=False))
+            devices.offer(batch)
+            await asyncio.sleep(0.5)
+            heard = {topic for topic, _ in witness.telemetry}
+            assert len(heard) == 3
+            assert not any("MTR-000002" in topic for topic in heard)
+            await asyncio.wait_for(devices.settled(), 20)
+            return devices._held, devices.outstanding
+
+    with Witness(broker.host, broker.port, topic_root) as witness:
+        left = asyncio.run(flicker(witness))
+        witness.wait_for(40)
+        assert witness.statuses()["MTR-000002"].count(b"online") == 2
+    assert left == (0, 0)
+    assert sorted(number for number, _ in settled) == list(range(40))
+
+
+def test_outages_faster_than_connections_come_back_do_not_pile_up(broker: Any, topic_root: str) -> None:
+    options = options_for(broker, topic_root, 40_000, devices=100, faults=FaultConfig(outages=200.0))
+    most = 0
+
+    def look(summary: Summary) -> None:
+        nonlocal most
+        most = max(most, summary.published + summary.unsent - summary.acknowledged)
+
+    with Witness(broker.host, broker.port, topic_root):
+        summary = asyncio.run(simulate(options, look))
+    assert summary.complete
+    assert most < 4 * IN_FLIGHT
 
 
 def test_300_devices_lose_nothing_when_the_broker_restarts(topic_root: str) -> None:

@@ -75,6 +75,31 @@ def ledger(tmp_path: Path) -> Path:
     return tmp_path / "run.ledger"
 
 
+def test_a_broker_that_never_comes_leaves_no_ledger(unused_tcp_port: int, ledger: Path) -> None:
+    nobody = [sys.executable, "-m", "simulator", "--port", str(unused_tcp_port), "--for", "1s", "--ledger", str(ledger)]
+    for connections in ("1", "per-device"):
+        command = [*nobody, "--connections", connections]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1, done.stderr
+        assert "connection refused" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert list(ledger.parent.iterdir()) == []
+
+
+def test_it_ends_when_nobody_reads_its_output(broker: Any, topic_root: str) -> None:
+    with subprocess.Popen(
+        command(broker, topic_root, "--rate", 50, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "the output cannot be written" in said
+    assert "Traceback" not in said
+
+
 @pytest.fixture
 def heard(broker: Any, topic_root: str) -> Iterator[Witness]:
     """Somebody who is subscribed."""

@@ -119,6 +119,16 @@ def test_closing_again_and_after_an_error_changes_nothing(tmp_path: Path) -> Non
     assert read(path).books.in_doubt == 3
 
 
+def test_a_ledger_that_was_deleted_meanwhile_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.ledger"
+    writer = LedgerWriter(path, HEADER)
+    writer.record(batch(0, 3))
+    path.unlink()
+    with pytest.raises(LedgerError, match="was deleted while it was written"):
+        writer.close()
+    writer.close()
+
+
 def test_the_acknowledgements_grow_with_the_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "ACKS_STEP", 4096)
     path = tmp_path / "ledger"

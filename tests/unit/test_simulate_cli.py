@@ -77,6 +77,22 @@ def test_a_pace_on_the_command_line_displaces_that_of_the_file(ran: list[Options
     assert [(options.speedup, options.rate) for options in ran] == [(None, None), (1.0, 5.0), (2.0, None)]
 
 
+def test_a_pace_in_a_variable_displaces_that_of_the_file(ran: list[Options], file: Path) -> None:
+    file.write_text("[pace]\nflat_out = true")
+    invoke("--config", file, WATTBRIDGE_SIMULATOR_RATE="100")
+    invoke("--config", file, "--speedup", 2, WATTBRIDGE_SIMULATOR_RATE="100")
+    assert [(options.speedup, options.rate) for options in ran] == [(1.0, 100.0), (2.0, None)]
+
+
+def test_a_start_is_a_minute_wherever_it_is_written(ran: list[Options]) -> None:
+    day = (datetime.now(UTC) - timedelta(days=3)).strftime("%Y-%m-%d")
+    invoke("--start", f"{day}T01:00:59+01:00")
+    invoke("--start", f"{day}T00:00:00+00:00:30")
+    first, second = (options.fleet.start for options in ran)
+    assert first.isoformat() == f"{day}T00:00:00+00:00"
+    assert second == first - timedelta(minutes=1)
+
+
 def test_a_file_can_say_everything(ran: list[Options], file: Path, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret of {device_id}\n")
     file.write_text(
@@ -168,6 +184,13 @@ def test_a_wrong_variable_is_named(ran: list[Options]) -> None:
     [
         (["--speedup", "2", "--rate", "5"], "exclude"),
         (["--rate", "0"], "above 0"),
+        (["--rate", "nan"], "above 0"),
+        (["--speedup", "inf"], "above 0"),
+        (["--seed", "-1"], "--seed"),
+        (["--topic-root", "a\nb"], "topic root"),
+        (["--topic-root", "x" * 2000], "topic root"),
+        (["--start", "0001-01-01T00:00+14:00"], "more than a year ago"),
+        (["--password-file", "/bin/true"], "UTF-8"),
         (["--interval", "7s"], "divide a minute"),
         (["--for", "soon"], "30s"),
         (["--start", "2026-02-10"], "time zone"),
@@ -225,7 +248,7 @@ def summary(**others: Any) -> Summary:
     values: dict[str, Any] = {
         "published": 12, "acknowledged": 10, "resent": 0, "refused": 0, "unheard": 0, "unsent": 0, "readings": 34,
         "rate": 5.0, "elapsed_s": 2.0, "simulated_s": 60.0, "simulated_until": START, "state": "connected",
-        "ledger": None,
+        "ledger": None, "reached": True,
     }  # fmt: skip
     return Summary(**values | others)
 

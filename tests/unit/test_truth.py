@@ -285,6 +285,10 @@ def test_the_ledger_of_the_tests_below_is_fine(ledger: Path) -> None:
     assert truth.header == HEADER
 
 
+def headed(header: bytes) -> bytes:
+    return HEADER_SLOT.pack(MAGIC, len(header), SlotType.HEADER) + body_slots(header)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -296,7 +300,13 @@ def test_the_ledger_of_the_tests_below_is_fine(ledger: Path) -> None:
         (HEADER_SLOT.pack(MAGIC, 100, SlotType.HEADER) + body_slots(b"x" * 60), "ends within its header"),
         (HEADER_SLOT.pack(MAGIC, 60, SlotType.HEADER) + body_slots(b"x" * 60), "header of .* is damaged"),
         (HEADER_SLOT.pack(MAGIC, 2, SlotType.HEADER) + body_slots(b"{}"), "does not say format 1"),
-        (HEADER_SLOT.pack(MAGIC, 12, SlotType.HEADER) + body_slots(b'{"format":1}'), "which devices there are"),
+        (headed(b'{"format":1}'), "which devices there are"),
+        (
+            headed(b'{"format":1, "meter_ids":"MTR-%06d", "vehicle_ids":[], "topic_root":"a"}'),
+            "which devices there are",
+        ),
+        (headed(b'{"format":1, "meter_ids":[1], "vehicle_ids":[], "topic_root":"a"}'), "a name that is none"),
+        (headed(b'{"format":1, "meter_ids":["\\ud800"], "vehicle_ids":[], "topic_root":"a"}'), "a name that is none"),
     ],
 )
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
