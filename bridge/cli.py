@@ -21,6 +21,7 @@ from bridge import demo as demonstration
 from bridge.deadletters import Selection
 from bridge.errors import ExitCode, Reason, WattbridgeError
 from simulator.cli import parse_duration, simulate
+from simulator.show import truth
 
 HELP = """\
 Wattbridge carries energy telemetry from MQTT into PostgreSQL: acknowledged after commit, with exactly-once effect.
@@ -292,6 +293,7 @@ def payload_text(payload: bytes) -> str:
 
 
 app.command("simulate")(simulate)
+app.command("truth")(truth)
 app.add_typer(letters, name="dead-letters")
 
 
