@@ -20,6 +20,7 @@ class Witness:
     def __init__(self, host: str, port: int, root: str, *, username: str | None = None) -> None:
         self.received: list[tuple[str, bytes]] = []
         self._distinct: set[tuple[str, bytes]] = set()
+        self._readings = 0
         self._changed = threading.Condition()
         self._root = root
         self._subscribed = threading.Event()
@@ -64,6 +65,10 @@ class Witness:
         """Return when so many different messages are there, or patience has ended."""
         self.wait_until(lambda: len(self._distinct) >= distinct)
 
+    def wait_for_telemetry(self, distinct: int) -> bool:
+        """Return when so many different messages are there on topics of readings (true), or patience has ended."""
+        return self.wait_until(lambda: self._readings >= distinct)
+
     def wait_until(self, condition: Callable[[], bool]) -> bool:
         """Return when the condition holds (true), or patience has ended (false)."""
         with self._changed:
@@ -74,8 +79,10 @@ class Witness:
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         with self._changed:
-            self.received.append((message.topic, bytes(message.payload)))
-            self._distinct.add(self.received[-1])
+            said = (message.topic, bytes(message.payload))
+            self.received.append(said)
+            self._readings += said not in self._distinct and message.topic.endswith("/telemetry")
+            self._distinct.add(said)
             self._changed.notify()
 
 
