@@ -121,7 +121,8 @@ def parse_wait(text: str) -> float:
 def verify(
     ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="The file that `simulate --ledger` wrote.")],
     dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database, instead of the configuration's database.dsn.")
+        str | None,
+        typer.Option("--dsn", metavar="DSN", help="The database, instead of the configuration's database.dsn."),
     ] = None,
     wait: Annotated[
         float,
@@ -131,7 +132,7 @@ def verify(
             help="Wait for what is missing at most this long, and a third of it without any change; 0: judge at once.",
         ),
     ] = "30s",  # type: ignore[assignment] # the parser reads it
-    show: Annotated[int, typer.Option(help="Differences of each kind that are named.", min=0)] = 10,
+    show: Annotated[int, typer.Option(metavar="N", help="Differences of each kind that are named.", min=0)] = 10,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     allow_other_devices: Annotated[
@@ -143,6 +144,13 @@ def verify(
 
     History, live rows, dead letters, analytics and counters, in one read-only snapshot. Needs SELECT on tables or views
     with the names and columns of this schema, so it can judge other bridges too, and the extra `verify` (numpy).
+
+    The database must hold nothing else of these devices: give each ledger a database of its own.
+
+    wattbridge verify run.ledger --dsn postgresql://judge@db.example/drill
+
+    Exit codes: 0 a perfect match; 1 something differs, or could not be read: then `--json` prints nothing, and
+    standard error says why; 2 wrong usage.
     """
     try:
         from bridge import verify as verification  # noqa: PLC0415 - only this command needs numpy
@@ -150,18 +158,24 @@ def verify(
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
-        raise WattbridgeError("verify needs numpy: pip install 'wattbridge[verify]'") from None
+        raise WattbridgeError("verify needs numpy: pip install numpy") from None
     config = configuration.load(config_file)
     database = config.database.model_copy(update={"dsn": SecretStr(dsn)} if dsn is not None else {})
     options = verification.Options(wait, show, allow_other_devices)
-    with Console(stderr=True).status("…") as status:
-        verdict = verification.verify(
-            ledger,
-            store.conninfo(database),
-            options,
-            say=lambda said: print(f"wattbridge: {said}", file=sys.stderr),
-            progress=lambda step: status.update(f"{step} …"),
-        )
+    try:
+        with Console(stderr=True).status("…") as status:
+            verdict = verification.verify(
+                ledger,
+                store.conninfo(database),
+                options,
+                say=lambda said: print(f"wattbridge: {said}", file=sys.stderr),
+                progress=lambda step: status.update(f"{step} …"),
+            )
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        lacks = (error.diag.message_primary or str(error)).replace("column found.", "column ")
+        raise WattbridgeError(
+            f"nothing to compare with: {lacks}. Is it the right database? Another bridge needs views: docs/simulator.md"
+        ) from None
     (verify_report.print_json if as_json else verify_report.print_table)(verdict)
     raise typer.Exit(ExitCode.OK if verdict.match else ExitCode.PROBLEM)
 

@@ -251,8 +251,8 @@ class Judge:
             database=f"{info.host}:{info.port}/{info.dbname}",
             complete=self._truth.complete,
             checks=checks,
-            books=self._books(counters),
-            hints=self._hints(checks),
+            books=self._books(counters, checks),
+            hints=self._hints(counters, checks),
         )
 
     def _check_history(self, found: Sequence[Found]) -> tuple[list[Check], dict[Kind, Rows]]:
@@ -286,14 +286,16 @@ class Judge:
             shown = other_rows(self._connection, self._devices, kind, table, self._show)
             check.add_all(SURPLUS, range(others), partial(_stranger, shown))
 
-    def _books(self, counters: Counters | None) -> dict[str, int]:
+    def _books(self, counters: Counters | None, checks: Sequence[Check]) -> dict[str, int]:
         books = self._truth.books._asdict()
         if counters:
             books["received_by_bridge"] = counters.received
-            books["redelivered"] = counters.duplicate - self._truth.books.duplicates
+            if self._truth.complete and all(check.match for check in checks):
+                # Otherwise nobody can tell which duplicates those of the ledger are.
+                books["redelivered"] = counters.duplicate - self._truth.books.duplicates
         return books
 
-    def _hints(self, checks: Sequence[Check]) -> list[str]:
+    def _hints(self, counters: Counters | None, checks: Sequence[Check]) -> list[str]:
         books, hints = self._truth.books, []
         if books.unheard:
             hints.append(f"{books.unheard:,} messages were published while nobody was subscribed: no bridge got them")
@@ -304,8 +306,16 @@ class Judge:
         rows = [check for check in checks if check.name.endswith("history")]
         if any(check.expected for check in rows) and not any(check.expected - check.missing for check in rows):
             hints.append("nothing of this ledger is in the database: is it the right one?")
+        sent = books.stored + books.duplicates + books.conflicts + books.rejected
+        if counters and counters.received < sent - books.in_doubt and any(check.missing for check in rows):
+            hints.append(
+                f"the counters of the bridge know {counters.received:,} of {sent:,} things that were sent: the rest "
+                "did not reach it; Mosquitto drops what is beyond max_queued_messages (1,000 unless told otherwise)"
+            )
+        if any(check.surplus for check in rows):
+            hints.append("there are readings that this ledger does not know, from an earlier run, or another fleet?")
         if self._strangers:
-            hints.append("readings of other fleets are surplus too, unless --allow-other-devices is given")
+            hints.append("readings of other devices are surplus, unless --allow-other-devices is given")
         return hints
 
 

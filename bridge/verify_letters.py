@@ -10,7 +10,7 @@ import numpy as np
 
 from bridge.errors import WattbridgeError
 from bridge.store import POSTGRES_EPOCH
-from bridge.verify_report import ACCEPTED, ALTERED, REASON, REJECTED, SURPLUS, Check, Difference, Values
+from bridge.verify_report import ALTERED, MISSING, REASON, REJECTED, SURPLUS, Check, Difference, Values
 from bridge.verify_rows import Devices, Kind, Reading, Snapshot, expected_values, moment, parse_moment, parse_reading
 from simulator.truth import Letter, Rows
 
@@ -74,7 +74,7 @@ def check_letters(
     extra = [letter for letter, readings in rejected if not readings]
     lost, extra = _match_up(check, lambda one: (one.topic, one.reason), lost, extra)
     for must in sorted(lost, key=lambda one: one.number):
-        check.add(_difference(ACCEPTED, must, None))
+        check.add(_difference(MISSING, must, None))
     for letter in extra:
         check.add(_difference(SURPLUS, None, letter))
     return check

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,11 +16,9 @@ MISSING = "missing"
 SURPLUS = "surplus"
 ALTERED = "altered"
 STALE = "not the newest"
-ACCEPTED = "wrongly accepted"
 REJECTED = "wrongly rejected"
 REASON = "wrong reason"
-# Under which heading of the table each kind of difference is counted; the others count as altered.
-LACKING = {MISSING, ACCEPTED}
+# What counts as surplus in the table; everything else that is neither this nor missing counts as altered.
 EXTRA = {SURPLUS, REJECTED}
 
 LONGEST_SHOWN = 300
@@ -81,7 +80,7 @@ class Check:
     @property
     def missing(self) -> int:
         """What ought to be there and is not."""
-        return sum(self.counts[kind] for kind in LACKING)
+        return self.counts[MISSING]
 
     @property
     def surplus(self) -> int:
@@ -132,7 +131,8 @@ class Verdict:
         """The verdict on one line."""
         if self.match:
             rows = sum(check.expected for check in self.checks if check.name.endswith("history"))
-            return f"MATCH: the database says exactly what the ledger says, in all of {rows:,} readings"
+            letters = sum(check.expected for check in self.checks if check.name == "dead letters")
+            return f"MATCH: {rows:,} readings and {letters:,} dead letters, exactly as the ledger says"
         total = sum(check.counts.total() for check in self.checks)
         where = ", ".join(check.name for check in self.checks if not check.match)
         return f"NO MATCH: {total:,} {'difference' if total == 1 else 'differences'} in {where}"
@@ -170,7 +170,7 @@ def print_json(verdict: Verdict) -> None:
 def print_table(verdict: Verdict) -> None:
     """Prints the table, the differences by name, the books and the verdict."""
     console = Console()
-    table = Table(title="wattbridge verify", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("check", no_wrap=True)
     for column in ("expected", "found", "missing", "surplus", "altered"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -185,6 +185,8 @@ def print_table(verdict: Verdict) -> None:
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
+    for hint in verdict.hints:
+        yield f"note: {hint}"
     for check in verdict.checks:
         for kind, total in check.counts.items():
             shown = [one for one in check.differences if one.kind == kind]
@@ -194,8 +196,6 @@ def _lines(verdict: Verdict) -> Iterator[str]:
                 yield f"  {_line(one)}"
     books = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in verdict.books.items())
     yield f"books: {books}"
-    for hint in verdict.hints:
-        yield f"note: {hint}"
     yield verdict.sentence
 
 

@@ -287,8 +287,7 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if not connections and client_id is not None and "{device_id}" not in client_id:
-        raise typer.BadParameter(f"--client-id {client_id!r} needs {{device_id}}: every device has its own")
+    _check_templates(client_id, username, per_device=not connections)
     broker = Broker(
         host=host,
         port=port or (8883 if tls_ca else 1883),
@@ -327,6 +326,18 @@ def _pace(
         if value is not None and not 0 < value < inf:
             raise typer.BadParameter(f"--{name} must be a number above 0, not {value:g}")
     return chosen["speedup"], chosen["rate"], bool(chosen["flat_out"])
+
+
+def _check_templates(client_id: str | None, username: str | None, *, per_device: bool) -> None:
+    """Refuse a template that would not say what was meant."""
+    for option, template in (("--client-id", client_id), ("--username", username)):
+        places = set(re.findall(r"\{(\w*)\}", template or ""))
+        if places and not per_device:
+            raise typer.BadParameter(f"{option} {template!r} is a template, which needs --connections {PER_DEVICE}")
+        if places - {"device_id", "kind"}:
+            raise typer.BadParameter(f"{option} {template!r} knows only {{device_id}} and {{kind}}")
+    if per_device and client_id is not None and "{device_id}" not in client_id:
+        raise typer.BadParameter(f"--client-id {client_id!r} needs {{device_id}}: every device has its own")
 
 
 def _password(file: Path) -> str:

@@ -124,8 +124,9 @@ class Terminal:
 
     def finish(self, summary: Summary) -> None:
         """Print what became of the run, and what to do with its ledger."""
+        readings = "" if summary.unsent else f" ({summary.readings:,} readings)"
         self.event(
-            f"{summary.published:,} messages published ({summary.readings:,} readings), "
+            f"{summary.published:,} messages published{readings}, "
             f"{summary.acknowledged:,} acknowledged, {summary.resent:,} sent again "
             f"in {summary.elapsed_s:.1f} s ({summary.rate:,.0f}/s); "
             f"{timedelta(seconds=round(summary.simulated_s))} of fleet time until "
@@ -133,7 +134,9 @@ class Terminal:
         )
         if summary.unheard:
             self.event(f"{summary.unheard:,} of them had no subscriber: the broker took them and forgot them")
-        if summary.ledger is not None:
+        if summary.ledger is not None and not summary.reached and not summary.published:
+            self.event("no ledger: nothing was sent")
+        elif summary.ledger is not None:
             self.event(f"what the database must say now is in {summary.ledger}: wattbridge verify {summary.ledger}")
 
     def _done(self, summary: Summary) -> float:

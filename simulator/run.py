@@ -93,6 +93,7 @@ class Pace:
         """Start the clocks."""
         self._speedup = None if options.rate is not None else options.speedup
         self._rate = options.rate
+        self._hurries = self._speedup is None or self._speedup > 1
         self._start = options.fleet.start.timestamp()
         self._began = self._last = time.monotonic()
         self._allowance = 1.0
@@ -102,6 +103,10 @@ class Pace:
         wall = time.time() - self._start
         seconds = wall if self._speedup is None else min(wall, (time.monotonic() - self._began) * self._speedup)
         return seconds * 1000
+
+    def caught_up(self, due: int) -> bool:
+        """Return whether a run that is faster than real time has to wait for the clock with what is `due`."""
+        return self._hurries and due > (time.time() - self._start) * 1000
 
     def budget(self) -> int:
         """Return how many messages the rate allows now; a stall saves up one second of them at most."""
@@ -121,8 +126,16 @@ class Pace:
 class Run:
     """One run, from the first message to the last acknowledgement."""
 
-    def __init__(self, options: Options, fleet: Fleet, pool: Pool, ledger: LedgerWriter | None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        fleet: Fleet,
+        pool: Pool,
+        ledger: LedgerWriter | None,
+        on_event: Callable[[str], None] | None = None,
+    ) -> None:
         """Prepare a run of `options` through `pool`."""
+        self._on_event = on_event
         self._options = options
         self._fleet = fleet
         self._pool = pool
@@ -164,6 +177,9 @@ class Run:
             pace.spend(taken)
             if left is not None:
                 left -= taken
+            if self._on_event is not None and pace.caught_up(item.due):
+                self._on_event("the fleet has caught up with the clock: real time from here on")
+                self._on_event = None
             if taken:
                 await self._pool.room()
             if taken < CHUNK:
@@ -244,7 +260,8 @@ async def simulate(
     with ExitStack() as at_last, _open_ledger(options, fleet) as ledger:
         async with _pool(options, on_event, ledger) as pool:
             try:
-                return await _run(Run(options, fleet, pool, ledger), pool, on_progress, stop or asyncio.Event())
+                run = Run(options, fleet, pool, ledger, on_event)
+                return await _run(run, pool, on_progress, stop or asyncio.Event())
             finally:
                 if options.ledger is not None and not pool.counters.published and not pool.reached:
                     # The next attempt, with the right host or password, shall not find it in its way.
@@ -280,8 +297,9 @@ async def _finish(pool: Pool, producing: asyncio.Task[None]) -> None:
     if producing.done() and failure is None:
         return
     producing.cancel()
-    with suppress(TimeoutError):
-        await asyncio.wait_for(pool.settled(), GRACE_S)
+    if pool.reached or pool.counters.published:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(pool.settled(), GRACE_S)
     if failure is not None:
         raise failure
 

@@ -35,7 +35,7 @@ def truth(
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
-        _complain("truth needs numpy: pip install 'wattbridge[verify]'")
+        _complain("truth needs numpy: pip install numpy")
     else:
         sys.stdout.write((json.dumps(found) if as_json else _text(found)) + "\n")
 

@@ -86,6 +86,12 @@ def test_a_broker_that_never_comes_leaves_no_ledger(unused_tcp_port: int, ledger
         assert list(ledger.parent.iterdir()) == []
 
 
+def test_a_fleet_that_catches_up_with_the_clock_says_so(broker: Any, topic_root: str) -> None:
+    start = f"{datetime.now(UTC) - timedelta(minutes=5):%Y-%m-%dT%H:%MZ}"
+    done = run(broker, topic_root, "--flat-out", "--start", start, "--for", "2s")
+    assert done.stderr.count("caught up with the clock") == 1
+
+
 def test_it_ends_when_nobody_reads_its_output(broker: Any, topic_root: str) -> None:
     with subprocess.Popen(
         command(broker, topic_root, "--rate", 50, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

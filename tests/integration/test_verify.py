@@ -330,7 +330,7 @@ LETTERS = {
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
-        ("DELETE FROM dead_letter", "wrongly accepted"),
+        ("DELETE FROM dead_letter", "missing"),
         ("UPDATE dead_letter SET reason = 'wrong_type'", "wrong reason"),
         ("UPDATE dead_letter SET payload = payload || '}'", "altered"),
         ("UPDATE dead_letter SET device_id = 'MTR-000000'", "altered"),
@@ -609,7 +609,7 @@ def test_what_cannot_be_read_is_one_line(run: Run, postgres_dsn_admin: str, veri
     with empty_database(postgres_dsn_admin) as empty:
         reply = verify(dsn=empty)
         assert (reply.code, reply.out) == (1, "")
-        assert "migrate" in reply.err
+        assert "Is it the right database?" in reply.err
     nowhere = verify("--dsn", "host=127.0.0.1 port=1")
     assert (nowhere.code, len(nowhere.err.splitlines())) == (1, 1)
     run.ledger.write_bytes(b"what is this?")
@@ -947,5 +947,5 @@ def test_without_numpy_it_says_what_to_install(run: Run, database: str, tmp_path
     env = {"PATH": "/usr/bin:/bin", "WATTBRIDGE_DATABASE__DSN": database, "PYTHONPATH": str(tmp_path)}
     reply = wattbridge("verify", str(run.ledger), env=env, cwd=tmp_path)
     assert reply.code == 1
-    assert "pip install 'wattbridge[verify]'" in reply.err
+    assert "pip install numpy" in reply.err
     assert wattbridge("--help", env=env, cwd=tmp_path).code == 0

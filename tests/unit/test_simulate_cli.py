@@ -203,6 +203,8 @@ def test_a_wrong_variable_is_named(ran: list[Options]) -> None:
         (["--connections", "0"], "per-device"),
         (["--connections", "1001"], "1000"),
         (["--connections", "per-device", "--client-id", "mine"], "{device_id}"),
+        (["--connections", "per-device", "--username", "x-{device}"], "knows only"),
+        (["--username", "{device_id}"], "needs --connections per-device"),
         (["--config", "/nowhere.toml"], "/nowhere.toml"),
     ],
 )

@@ -17,7 +17,6 @@ from bridge.verify import Patience
 from bridge.verify_analytics import TOLERANCE, differing_answers
 from bridge.verify_letters import canonical
 from bridge.verify_report import (
-    ACCEPTED,
     ALTERED,
     MISSING,
     REASON,
@@ -248,7 +247,7 @@ def verdict_of(*differences: Difference) -> Verdict:
     return Verdict("fleet.ledger", "localhost:5432/energy", complete=True, checks=[check], books={}, hints=[])
 
 
-@pytest.mark.parametrize("kind", [MISSING, ACCEPTED, STALE])
+@pytest.mark.parametrize("kind", [MISSING, STALE])
 def test_what_may_still_come(kind: str) -> None:
     verdict = verdict_of(Difference(kind, "MTR-1"))
     assert verdict.missing == 1
@@ -266,7 +265,6 @@ def test_what_no_patience_mends(kind: str) -> None:
     ("kind", "counted"),
     [
         (MISSING, (1, 0, 0)),
-        (ACCEPTED, (1, 0, 0)),
         (SURPLUS, (0, 1, 0)),
         (REJECTED, (0, 1, 0)),
         (STALE, (0, 0, 1)),
