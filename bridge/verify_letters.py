@@ -10,11 +10,20 @@ import numpy as np
 
 from bridge.errors import WattbridgeError
 from bridge.store import POSTGRES_EPOCH
-from bridge.verify_report import ALTERED, MISSING, REASON, REJECTED, SURPLUS, Check, Difference, Values
+from bridge.verify_report import (
+    ALTERED,
+    LONGEST_SHOWN,
+    MISSING,
+    REASON,
+    REJECTED,
+    SURPLUS,
+    Check,
+    Difference,
+    Values,
+    shortened,
+)
 from bridge.verify_rows import Devices, Kind, Reading, Snapshot, expected_values, moment, parse_moment, parse_reading
 from simulator.truth import Letter, Rows
-
-LONGEST_SHOWN = 300
 
 
 class FoundLetter(NamedTuple):
@@ -194,4 +203,4 @@ def _payload_text(payload: bytes) -> str:
         text = payload[: 4 * LONGEST_SHOWN].decode()
     except UnicodeDecodeError:
         text = payload.hex(" ")
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    return shortened(text)

@@ -218,8 +218,12 @@ def _shown(value: object) -> str:
     if value is None:
         return "none"
     text = str(value)
-    shown = text if text and text.isprintable() else repr(text)
-    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"
+    return shortened(text if text and text.isprintable() else repr(text))
+
+
+def shortened(text: str) -> str:
+    """A text that does not fill the screen, whatever it is."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value

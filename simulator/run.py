@@ -100,13 +100,16 @@ class Pace:
 
     def horizon(self) -> float:
         """Return the simulated milliseconds since the start that may be published by now."""
-        wall = time.time() - self._start
-        seconds = wall if self._speedup is None else min(wall, (time.monotonic() - self._began) * self._speedup)
-        return seconds * 1000
+        clock = self._clock()
+        return clock if self._speedup is None else min(clock, (time.monotonic() - self._began) * self._speedup * 1000)
 
     def caught_up(self, due: int) -> bool:
         """Return whether a run that is faster than real time has to wait for the clock with what is `due`."""
-        return self._hurries and due > (time.time() - self._start) * 1000
+        return self._hurries and due > self._clock()
+
+    def _clock(self) -> float:
+        """Return the milliseconds since the start by the clock on the wall, which no reading may be ahead of."""
+        return (time.time() - self._start) * 1000
 
     def budget(self) -> int:
         """Return how many messages the rate allows now; a stall saves up one second of them at most."""

@@ -1,9 +1,10 @@
-"""Real services: given by the environment, or in containers, or private ones of our own."""
+"""Real services: given by the environment, or in containers, or private ones of our own; and a bridge between them."""
 
 import os
 import urllib.parse
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from bridge.migrate import migrate
 from bridge.services import EmbeddedPostgres, PrivateMosquitto
+from tests.integration.harness import Daemon, Publisher
 
 POSTGRES_IMAGE = os.environ.get("WATTBRIDGE_TEST_POSTGRES_IMAGE", "postgres:18")
 MOSQUITTO_IMAGE = os.environ.get("WATTBRIDGE_TEST_MOSQUITTO_IMAGE", "eclipse-mosquitto:2.0")
@@ -91,6 +93,20 @@ def database(postgres_dsn_admin: str, template: str) -> Iterator[str]:
             yield make_conninfo(postgres_dsn_admin, dbname=name)
         finally:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def daemon(database: str, broker: Broker, topic_root: str, tmp_path: Path) -> Iterator[Daemon]:
+    """A bridge that is connected to both sides."""
+    with Daemon(database, broker, topic_root, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def devices(daemon: Daemon, broker: Broker, topic_root: str) -> Iterator[Publisher]:
+    """Devices whose bridge is running."""
+    with Publisher(broker, topic_root) as publisher:
+        yield publisher
 
 
 def in_containers() -> bool:

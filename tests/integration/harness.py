@@ -292,6 +292,12 @@ class Publisher:
         topic = f"{self.root}/{kind}/{device}/{channel}"
         self._waiting.append(self._client.publish(topic, data, qos, retain, properties))
 
+    def send_series(self, readings: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Publishes readings of meters, and waits until the broker has them."""
+        for device, reading in readings:
+            self.send("meter", device, reading)
+        self.flush()
+
     def flush(self) -> None:
         """Waits until the broker has acknowledged everything (QoS 0: until it is sent)."""
         for info in self._waiting:

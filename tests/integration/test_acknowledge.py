@@ -166,13 +166,7 @@ def test_a_daemon_killed_under_load_loses_nothing(
         Daemon(database, broker, topic_root, tmp_path, **SMALL_BATCHES) as daemon,
         Publisher(broker, topic_root) as devices,
     ):
-
-        def publish() -> None:
-            for device, reading in readings:
-                devices.send("meter", device, reading)
-            devices.flush()
-
-        with in_background(publish):
+        with in_background(lambda: devices.send_series(readings)):
             for part in (1, 2, 3):
                 wait_until(lambda least=part: stored(database) >= least * 1_000, "readings are coming in")
                 daemon.kill()
@@ -231,13 +225,7 @@ def test_a_broker_restarted_under_load_loses_nothing(database: str, topic_root: 
         Daemon(database, broker, topic_root, tmp_path, **SMALL_BATCHES) as daemon,
         Publisher(broker, topic_root) as devices,
     ):
-
-        def publish() -> None:
-            for device, reading in readings:
-                devices.send("meter", device, reading)
-            devices.flush()
-
-        with in_background(publish):
+        with in_background(lambda: devices.send_series(readings)):
             for part in (1, 2):
                 wait_until(lambda least=part: stored(database) >= least * 1_000, "readings are coming in")
                 broker.stop()

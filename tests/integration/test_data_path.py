@@ -2,13 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import cbor2
 import psycopg
-import pytest
 
 from bridge.services import PrivateMosquitto
 from tests.integration.harness import (
@@ -32,19 +30,6 @@ from tests.integration.harness import (
 )
 
 QUICK_S = 0.3
-
-
-@pytest.fixture
-def daemon(database: str, broker: Address, topic_root: str, tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon(database, broker, topic_root, tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def devices(daemon: Daemon, broker: Address, topic_root: str) -> Iterator[Publisher]:
-    """Devices whose bridge is running."""
-    with Publisher(broker, topic_root) as publisher:
-        yield publisher
 
 
 def test_readings_of_both_kinds_end_in_history_and_live(database: str, devices: Publisher) -> None:

@@ -168,13 +168,7 @@ def test_stopped_under_load_it_finishes_and_the_next_one_goes_on(
 ) -> None:
     readings = list(series(devices=100, readings=60))
     with Daemon(database, broker, topic_root, tmp_path) as daemon, Publisher(broker, topic_root) as devices:
-
-        def publish() -> None:
-            for device, reading in readings:
-                devices.send("meter", device, reading)
-            devices.flush()
-
-        with in_background(publish):
+        with in_background(lambda: devices.send_series(readings)):
             wait_until(lambda: stored(database) >= 500, "readings are coming in")
             daemon.signal(number)
             assert daemon.wait() == 0

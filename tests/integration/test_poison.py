@@ -1,7 +1,6 @@
 """Whatever is published, good readings are stored, and each bad one is a dead letter with its bytes."""
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,19 +84,6 @@ PAYLOADS: dict[str, tuple[bytes, str | None]] = {
     "megabyte-of-key": (b'{"%s": 1}' % (b"k" * (1 << 20)), "missing_field"),
 }
 ELEMENTS = {"nan-in-array": b'{"kwhConsumedAc":NaN,"voltage":230}', "an-array-in-an-array": b"[]"}
-
-
-@pytest.fixture
-def daemon(database: str, broker: Address, topic_root: str, tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon(database, broker, topic_root, tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def devices(daemon: Daemon, broker: Address, topic_root: str) -> Iterator[Publisher]:
-    """Devices whose bridge is running."""
-    with Publisher(broker, topic_root) as publisher:
-        yield publisher
 
 
 def test_poison_among_good_readings(database: str, daemon: Daemon, devices: Publisher) -> None:

@@ -64,13 +64,7 @@ def test_when_one_is_killed_the_other_has_the_rest(
         Daemon(database, broker, topic_root, tmp_path, **GROUP) as second,
         Publisher(broker, topic_root) as devices,
     ):
-
-        def publish() -> None:
-            for device, reading in readings:
-                devices.send("meter", device, reading)
-            devices.flush()
-
-        with in_background(publish):
+        with in_background(lambda: devices.send_series(readings)):
             wait_until(lambda: len(meter_history(database)) >= 500, "readings are coming in")
             first.kill()
         # What the broker had dealt to the first one waits in its session.
