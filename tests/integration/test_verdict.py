@@ -40,7 +40,8 @@ def verify(daemon: Daemon, dsn: str, ledger: Path) -> dict[str, Any]:
 
 
 def test_every_fault_at_once_and_a_clean_verdict(broker: Any, database: str, topic_root: str, ledger: Path) -> None:
-    with Daemon(database, broker, topic_root, ledger.parent) as daemon:
+    # Small batches: what comes late shall not be in one with what is newer.
+    with Daemon(database, broker, topic_root, ledger.parent, batch__max_readings=50) as daemon:
         simulate(daemon, simulation(broker, topic_root, ledger, "--flat-out", "--messages", "25000"), ledger.parent)
         verdict = verify(daemon, database, ledger)
         assert daemon.terminate() == 0
@@ -59,7 +60,8 @@ def test_a_bridge_killed_again_and_again_still_has_a_clean_verdict(
     broker: Any, database: str, topic_root: str, ledger: Path
 ) -> None:
     command = simulation(broker, topic_root, ledger, "--rate", "3000", "--messages", "20000")
-    with Daemon(database, broker, topic_root, ledger.parent, batch__max_readings=500) as daemon:
+    # Small batches: it commits all the time, so that a kill meets a commit.
+    with Daemon(database, broker, topic_root, ledger.parent, batch__max_readings=20) as daemon:
         with in_background(lambda: simulate(daemon, command, ledger.parent)):
             for _ in range(3):
                 time.sleep(1.3)
