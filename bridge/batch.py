@@ -1,8 +1,13 @@
 """A batch: what one transaction writes. Decides what is new, a duplicate or a conflict within itself. Pure."""
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
+from statistics import median_low
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -40,7 +45,8 @@ class Key(NamedTuple):
 class Batch:
     """Readings by (device, ts), newest status by device, and dead letters, with what was decided about them.
 
-    `id` makes a second attempt at the same batch recognisable after a commit that was not answered.
+    `id` makes a second attempt at the same batch recognisable after a commit that was not answered. `repeated` says how
+    often each reading came again within the batch.
     """
 
     topics: Topics
@@ -51,8 +57,8 @@ class Batch:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     rivals: list[Reading] = field(default_factory=list)
     replayed: list[Key] = field(default_factory=list)
+    repeated: Counter[tuple[Kind, str, int]] = field(default_factory=Counter)
     received: int = 0
-    duplicates: int = 0
     statuses: int = 0
 
     def __len__(self) -> int:
@@ -64,12 +70,29 @@ class Batch:
         """How many readings and status messages it was given."""
         return self.received + self.statuses
 
+    @property
+    def duplicates(self) -> int:
+        """How many readings are duplicates within the batch."""
+        return self.repeated.total()
+
+    @property
+    def oldest(self) -> float:
+        """The earliest timestamp of its readings; infinity where it has none."""
+        return min(map(itemgetter(1), chain(self.meters, self.vehicles)), default=math.inf)
+
+    @property
+    def position(self) -> int | None:
+        """Where in time it is: the median of the devices' own timestamps, else of all; None without readings."""
+        readings: list[Reading] = [*self.meters.values(), *self.vehicles.values()]
+        times = [reading.ts for reading in readings if not reading.ts_from_arrival] or [r.ts for r in readings]
+        return median_low(times) if times else None
+
     def add_reading(self, reading: Reading) -> None:
         """Takes a reading; the first one of a (device, ts) stays, another one with other values is its rival."""
         self.received += 1
         known = self.keep(reading)
         if known is not reading and known.values == reading.values:
-            self.duplicates += 1
+            self.repeated[_key(reading)] += 1
         elif known is not reading:
             self.rivals.append(reading)
 
@@ -103,6 +126,20 @@ class Batch:
         ]
         other = [rival for rival in self.rivals if known.get(_key(rival)) != rival.values]
         return letters + [self.conflict(rival) for rival in other], len(self.rivals) - len(other)
+
+    def duplicates_of(self, known: Mapping[tuple[Kind, str, int], tuple[object, ...]]) -> Counter[tuple[Kind, str]]:
+        """By device, the duplicates that show without a look at history but for `known` (as in `conflicts`).
+
+        What repeats a reading that differs from history is none: alone, it would be the same dead letter again.
+        """
+        duplicates: Counter[tuple[Kind, str]] = Counter()
+        for (kind, device_id, ts), times in self.repeated.items():
+            if (kind, device_id, ts) not in known:
+                duplicates[kind, device_id] += times
+        for rival in self.rivals:
+            if known.get(_key(rival)) == rival.values:
+                duplicates[_kind(rival), rival.device_id] += 1
+        return duplicates
 
     def conflict(self, reading: Reading) -> DeadLetter:
         """The dead letter of a reading whose (device, ts) is known with other values."""

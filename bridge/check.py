@@ -17,11 +17,15 @@ from bridge.mqtt import Session
 from bridge.store import conninfo
 from bridge.topics import Channel
 
-ALSO_NEEDED = {
-    "TEMP on the database": "SELECT has_database_privilege(current_database(), 'TEMP')",
-    "EXECUTE on ensure_history_partitions": (
-        "SELECT has_function_privilege('ensure_history_partitions(regclass, date[])', 'EXECUTE')"
-    ),
+FUNCTIONS_NEEDED = (
+    "ensure_history_partitions(regclass, date[])",
+    "rollup_advance(timestamptz)",
+    "rollup_refresh(interval, integer)",
+    "drop_history_before(date)",
+)
+ALSO_NEEDED = {"TEMP on the database": "SELECT has_database_privilege(current_database(), 'TEMP')"} | {
+    f"EXECUTE on {function.partition('(')[0]}": f"SELECT has_function_privilege('{function}', 'EXECUTE')"
+    for function in FUNCTIONS_NEEDED
 }
 WRITER_NEEDS = {
     "meter_history": "SELECT, INSERT",
@@ -29,6 +33,11 @@ WRITER_NEEDS = {
     "meter_live": "SELECT, INSERT, UPDATE",
     "vehicle_live": "SELECT, INSERT, UPDATE",
     "device_presence": "SELECT, INSERT, UPDATE",
+    "device_duplicate": "SELECT, INSERT, UPDATE",
+    "rollup_mark": "SELECT, INSERT",
+    "rollup_progress": "SELECT",
+    "analytics_setting": "SELECT",
+    "vehicle_reading": "SELECT",
     "dead_letter": "SELECT, INSERT, DELETE",
     "ingest_counter": "SELECT, INSERT, UPDATE",
 }

@@ -1,6 +1,7 @@
 """The command line: what an operator types. Each command says what it does, what it needs and how it ends."""
 
 import asyncio
+import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,15 +12,18 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import bridge
+from bridge import assignments as charging
 from bridge import check as checks
 from bridge import config as configuration
-from bridge import daemon, deadletters, logs, migrate, store
+from bridge import daemon, deadletters, logs, migrate, rollups, store
 from bridge import demo as demonstration
 from bridge.deadletters import Selection
 from bridge.errors import ExitCode, Reason, WattbridgeError
+from bridge.messages import printable
 from simulator.cli import parse_duration, simulate
 from simulator.show import truth
 
@@ -37,6 +41,10 @@ INSUFFICIENT_PRIVILEGE = "42501"
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 letters = typer.Typer(help="What was rejected and why: look at it, replay it, throw it away.", no_args_is_help=True)
+assignments = typer.Typer(
+    help="Which vehicle charges at which meter, for readings that name no meter: CSV in and out.", no_args_is_help=True
+)
+rollup_commands = typer.Typer(help="Rollups of quarter hours: how far they are, and all anew.", no_args_is_help=True)
 
 ConfigFile = Annotated[
     Path | None,
@@ -306,9 +314,147 @@ def payload_text(payload: bytes) -> str:
     return text if all(character.isprintable() or character in "\r\n\t" for character in text) else payload.hex(" ")
 
 
+@assignments.command("import")
+def import_assignments(
+    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="The file; - is standard input.")],
+    *,
+    update: Annotated[
+        bool, typer.Option("--update", help="Remove what the file does not have, of the vehicles that it names.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove all that the file does not have, of any vehicle.")
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Let --replace remove everything where the file has no assignment.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and write nothing.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Import charger assignments from CSV: all of the file or, where anything is wrong with it, nothing.
+
+    Columns: vehicle_id, meter_id, valid_from, valid_until. A time is RFC 3339 with a zone, or a date (its midnight in
+    UTC), or empty: open. What the table has already stays untouched, so importing a file twice changes nothing.
+
+    To change assignments: `wattbridge assignments list --csv`, edit, import with --update or --replace.
+    """
+    if update and replace:
+        raise typer.BadParameter("--update and --replace exclude each other")
+    mode = charging.Mode.REPLACE if replace else charging.Mode.UPDATE if update else charging.Mode.ADD
+    config = configuration.load(config_file)
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero in the name
+        raise WattbridgeError(f"cannot read {file}: {error}") from None
+    lines = charging.parse(data)
+    if replace and not lines and not allow_empty:
+        raise WattbridgeError("the file has no assignment: to remove all that there are, add --allow-empty")
+    with Console(stderr=True).status(f"{len(lines)} assignments …"):
+        change = charging.import_lines(config, lines, mode, dry_run=dry_run)
+    done = "; nothing was written (--dry-run)" if dry_run else ""
+    print(f"{len(change.added)} assignments added, {change.unchanged} unchanged, {len(change.removed)} removed{done}")
+
+
+def parse_at(text: str) -> datetime:
+    """A time as the CSV has it, or now."""
+    if text == "now":
+        return datetime.now(UTC)
+    try:
+        return charging.parse_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, or now") from None
+
+
+@assignments.command("list")
+def list_assignments(
+    vehicle: Annotated[str | None, typer.Option("--vehicle", help="Only of this vehicle.")] = None,
+    meter: Annotated[str | None, typer.Option("--meter", help="Only at this meter.")] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_at, metavar="TIME", help="Only those valid then: RFC 3339, a date (UTC), or now."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many rows.  [default: 50, with --csv all]", min=1)
+    ] = None,
+    *,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, which `import` reads again.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """List charger assignments by vehicle and time."""
+    config = configuration.load(config_file)
+    selection = charging.Selection(vehicle, meter, at)
+    if as_csv:
+        charging.write_csv(charging.select(config, selection, limit), sys.stdout)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in charging.COLUMNS:
+        table.add_column(column, overflow="fold")
+    for assignment in charging.select(config, selection, limit or 50):
+        ids = (escape(printable(device_id)) for device_id in assignment[:2])
+        table.add_row(*ids, *(charging.time_text(moment) if moment else "open" for moment in assignment[2:]))
+    if table.row_count:
+        Console().print(table)
+    print(f"{charging.count(config, selection)} assignments")
+
+
+@rollup_commands.command("rebuild")
+def rebuild_rollups(
+    since: Annotated[
+        datetime | None, typer.Option("--since", help="Only from this time on (UTC); left out: all of history.")
+    ] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Make the rollups again from history, as after a change to the tables by hand.
+
+    Safe while daemons run and while people ask: until it is done the views read history, and say the same. Safe to
+    interrupt: the rest is made by a daemon, or when run again.
+    """
+    config = configuration.load(config_file)
+    asyncio.run(rebuild(config.database, since and since.replace(tzinfo=since.tzinfo or UTC)))
+
+
+async def rebuild(database: configuration.Database, since: datetime | None) -> None:
+    """Makes the rollups again and shows how far they are: a bar on a terminal, elsewhere a line for each tenth."""
+    connection = await rollups.open_connection(database, "wattbridge-rollups")
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console()
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("rollups")
+            shown = 0
+            start = -math.inf
+            async for extent in rollups.rebuild(connection, since):
+                if not math.isfinite(start):
+                    start = extent.complete_until
+                percent = extent.covered(start)
+                told = f"rollups until {rollups.written(extent.complete_until)}"
+                bar.update(task, completed=percent, description=told)
+                if not console.is_terminal and percent // 10 > shown:
+                    shown = int(percent // 10)
+                    print(f"{percent:3.0f} %  {told}", flush=True)
+        if extent.late_before == -math.inf:
+            print("nothing to do: no daemon has made rollups here yet, and the first one that runs will")
+        else:
+            print(f"the rollups are complete until {rollups.written(extent.complete_until)}")
+    finally:
+        await connection.close()
+
+
+@rollup_commands.command("status")
+def show_rollups(config_file: ConfigFile = None) -> None:
+    """Show how far the rollups are, and what is still to be done."""
+    state = asyncio.run(rollups.read_state(configuration.load(config_file).database))
+    extent = state.extent
+    print(f"complete until  {rollups.written(extent.complete_until)}  from here on views read history")
+    print(f"late before     {rollups.written(extent.late_before)}  earlier readings are marked when they arrive")
+    print(f"marks           {extent.marks}  times of devices to be made again; views read their history")
+    print(f"history since   {rollups.written(state.history_since)}  what was earlier has been dropped (retention)")
+
+
 app.command("simulate")(simulate)
 app.command("truth")(truth)
 app.add_typer(letters, name="dead-letters")
+app.add_typer(assignments, name="assignments")
+app.add_typer(rollup_commands, name="rollups")
 
 
 def main() -> None:

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge.errors import ConfigError
@@ -141,6 +150,16 @@ class BatchLimits(_Section):
     max_age_ms: int = Field(200, ge=1, le=60_000, description="age of its first reading, milliseconds")
 
 
+class Maintenance(_Section):
+    """What the daemon does beside the data path."""
+
+    every_s: Seconds = Field(20, description="how often partitions, rollups and retention are looked after")
+    partitions_ahead_days: int = Field(2, ge=0, le=366, description="days after today whose partitions are made ahead")
+    history_days: int | None = Field(
+        None, ge=1, le=36_600, description="days of history that are kept; rollups stay; empty: all of it"
+    )
+
+
 class Log(_Section):
     """What is said while running."""
 
@@ -161,8 +180,23 @@ class Config(BaseSettings):
     topics: TopicTemplates = TopicTemplates()
     batch: BatchLimits = BatchLimits()
     limits: Limits = Limits()
+    # After the limits, which its check needs.
+    maintenance: Maintenance = Maintenance()
     log: Log = Log()
     shutdown_deadline_s: Seconds = Field(20, description="longest time to finish the last batches when told to stop")
+
+    @field_validator("maintenance")
+    @classmethod
+    def _keep_what_may_still_come(cls, maintenance: Maintenance, info: ValidationInfo) -> Maintenance:
+        limits = info.data.get("limits")
+        kept = maintenance.history_days
+        if kept is not None and limits is not None and kept <= limits.horizon_days:
+            raise ValueError(
+                f"history_days is {kept}, but readings up to {limits.horizon_days} days old are still taken "
+                f"(limits.horizon_days), for days that would have been dropped: keep at least "
+                f"{limits.horizon_days + 1} days, or lower limits.horizon_days below {kept}"
+            )
+        return maintenance
 
     @classmethod
     def settings_customise_sources(

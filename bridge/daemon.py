@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import structlog
 import uvloop
@@ -10,6 +11,7 @@ import uvloop
 import bridge
 from bridge.config import Config
 from bridge.errors import BrokerRefusedError, ExitCode
+from bridge.maintenance import Maintenance, Stream
 from bridge.mqtt import Session
 from bridge.pipeline import Pipeline
 from bridge.store import Store
@@ -27,7 +29,7 @@ def run(config: Config) -> ExitCode:
 
 
 class Daemon:
-    """One session with the broker, one pipeline, one connection to the database."""
+    """One session with the broker, one pipeline, one connection to the database, and one more for maintenance."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -49,6 +51,8 @@ class Daemon:
             deliver=self._pipeline.receive,
             lost=self._pipeline.forget,
         )
+        self._maintenance = Maintenance(config.database, config.maintenance, self._stream)
+        self._busy = time.monotonic()
         self._stop = asyncio.Event()
         self._refused: BrokerRefusedError | None = None
 
@@ -60,6 +64,7 @@ class Daemon:
             writer = tasks.create_task(self._pipeline.run(), name="writer")
             session = tasks.create_task(self._keep_session(), name="mqtt")
             reporter = tasks.create_task(self._report(), name="report")
+            maintenance = tasks.create_task(self._maintenance.run(), name="maintenance")
 
             await self._stop.wait()
 
@@ -74,7 +79,8 @@ class Daemon:
                 # Not by cancelling: psycopg would first ask a database that may hang to cancel the statement.
                 self._say("daemon.stopped", unfinished=True, refused=self._refused and str(self._refused))
                 os._exit(ExitCode.DEADLINE)
-            for task in (writer, session, reporter):
+            await self._maintenance.close()
+            for task in (writer, session, reporter, maintenance):
                 task.cancel()
         await self._store.close()
         self._say("daemon.stopped", unfinished=False)
@@ -95,6 +101,14 @@ class Daemon:
             await asyncio.sleep(self._config.log.report_every_s)
             self._say("daemon.progress")
             self._pipeline.progress.slowest_commit_ms = 0.0
+
+    def _stream(self) -> Stream:
+        """Where the stream of readings is: quiet only where everything that came has been written."""
+        now = time.monotonic()
+        if not self._session.connected or self._pipeline.outstanding:
+            self._busy = now
+        progress = self._pipeline.progress
+        return Stream(progress.position, quiet_s=now - max(self._busy, progress.moved))
 
     def _say(self, event: str, **more: object) -> None:
         progress = self._pipeline.progress

@@ -1,4 +1,4 @@
-"""The schema: numbered migrations once each, roles and views whenever they changed. One at a time, all or nothing."""
+"""The schema: migrations once each; functions, views, roles whenever they changed. One at a time, all or nothing."""
 
 import hashlib
 from collections.abc import Callable
@@ -44,10 +44,11 @@ class Script(NamedTuple):
 
 
 def scripts() -> list[Script]:
-    """All SQL files in the order in which they are applied: migrations, views, roles."""
+    """All SQL files in the order in which they are applied: migrations, functions, views, roles."""
     sql = files("bridge").joinpath("sql")
     return [
         *(_script(file, "migrations", repeatable=False) for file in _sorted(sql.joinpath("migrations"))),
+        *(_script(file, "functions", repeatable=True) for file in _sorted(sql.joinpath("functions"))),
         *(_script(file, "views", repeatable=True) for file in _sorted(sql.joinpath("views"))),
         Script("roles.sql", sql.joinpath("roles.sql").read_text(encoding="utf-8"), repeatable=True),
     ]

@@ -88,12 +88,18 @@ class Load:
 
 @dataclass(slots=True)
 class Progress:
-    """What the pipeline has done since it started; `totals` are the committed counters, over restarts."""
+    """What the pipeline has done since it started; `totals` are the committed counters, over restarts.
+
+    `position` is where in time the readings committed last were, in microseconds since 1970, and `moved` when that was,
+    by time.monotonic: a lost connection, and the start, count as a move.
+    """
 
     deliveries: int = 0
     batches: int = 0
     totals: Totals = field(default_factory=Totals)
     slowest_commit_ms: float = 0.0
+    position: int | None = None
+    moved: float = field(default_factory=time.monotonic)
 
 
 class Pipeline:
@@ -178,6 +184,7 @@ class Pipeline:
 
         Otherwise each new connection would bring a whole window on top of what is held. QoS 0 is kept.
         """
+        self.progress.moved = time.monotonic()
         dropped = [load for load in self._loads if load.owes_only(source)]
         self._loads = deque(load for load in self._loads if not load.owes_only(source))
         for load in dropped:
@@ -299,3 +306,6 @@ class Pipeline:
         progress = self.progress
         progress.batches += 1
         progress.slowest_commit_ms = max(progress.slowest_commit_ms, commit_ms)
+        if (position := load.batch.position) is not None:
+            progress.position = position
+            progress.moved = time.monotonic()

@@ -3,9 +3,10 @@
 The one module on the data path that runs psycopg.
 """
 
+import math
 import struct
-from collections.abc import Iterable
-from datetime import date, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from bridge.batch import Batch, DeadLetter
 from bridge.config import Database
 from bridge.errors import ConfigError
-from bridge.messages import DAY, EPOCH, MeterReading, Reading, VehicleReading, microseconds, printable
+from bridge.messages import DAY, EPOCH, SECOND, MeterReading, Reading, VehicleReading, microseconds, printable
 from bridge.migrate import check_schema
 from bridge.topics import Kind
 
@@ -43,10 +44,13 @@ KEEPALIVES = {
 DATA_ERRORS = ("22", "23", "P0001")
 # What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout), a lock.
 PASSING_ERRORS = ("08", "40", "53", "57", "55P03")
-# Set for the session, whatever database or role say: the calendar of the partitions, and plans that look
-# readings up by key. (Staging tables have no statistics, and a plan made while a partition was small is kept when it
-# is not: without the last two a batch of duplicates may read the whole partition once for each of them.)
-SETTINGS = {"datestyle": "ISO", "timezone": "UTC", "enable_seqscan": "off", "jit": "off"}
+# Set for each session, whatever database or role say: the calendar of the partitions, and a new snapshot for each
+# statement (the one after a lock must see what the lock waited for).
+SETTINGS = {"datestyle": "ISO", "timezone": "UTC", "jit": "off", "default_transaction_isolation": "read committed"}
+# On the data path, plans that look readings up by key. (Staging tables have no statistics, and a plan made while a
+# partition was small is kept when it is not: without this and jit = off a batch of duplicates may read the whole
+# partition once for each of them.)
+BY_KEY = {"enable_seqscan": "off"}
 
 
 class Totals(NamedTuple):
@@ -114,11 +118,14 @@ class Store:
             raise await self._verdict(error) from error
 
     async def _write(self, cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> Totals:
+        late_before = await _begin(cursor)
         meters = await _store_readings(cursor, Kind.METER, batch.meters)
         vehicles = await _store_readings(cursor, Kind.VEHICLE, batch.vehicles)
         stored = meters.stored + vehicles.stored
         differing = meters.differing | vehicles.differing
         known = len(batch.meters) + len(batch.vehicles) - stored - len(differing)
+        if stored and batch.oldest < late_before:
+            await cursor.execute(_sql("mark_late"))
 
         replayed = await _delete_replayed(cursor, batch)
         conflicts, rivals_known = batch.conflicts(differing)
@@ -138,6 +145,10 @@ class Store:
                 "batch": batch.id,
             },
         )
+        counted = cursor.rowcount > 0
+        duplicates = batch.duplicates_of(differing)
+        if counted and (known or duplicates):
+            await _count_duplicates(cursor, duplicates, known=known > 0)
         return await self._totals(cursor)
 
     async def _totals(self, on: AsyncConnection[tuple[Any, ...]] | AsyncCursor[tuple[Any, ...]]) -> Totals:
@@ -148,12 +159,8 @@ class Store:
     async def _connected(self) -> AsyncConnection[tuple[Any, ...]]:
         if self._connection is None or self._connection.broken or self._connection.closed:
             self._connection = None
-            connection = await AsyncConnection.connect(conninfo(self._config), autocommit=True)
+            connection = await connect(self._config, BY_KEY, self._config.statement_timeout_s)
             try:
-                timeout = max(1, int(self._config.statement_timeout_s * 1_000))
-                for name, value in (SETTINGS | {"statement_timeout": str(timeout)}).items():
-                    await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-                await check_schema(connection)
                 await connection.execute(_sql("stage"))
             except BaseException:
                 await connection.close()
@@ -170,22 +177,82 @@ class Store:
     ) -> None:
         missing = {reading.ts // DAY for reading in readings} - self._partitions[history]
         if missing:
-            days = sorted(EPOCH.date() + timedelta(days=day) for day in missing)
-            await _create_partitions(connection, history, days)
+            await create_partitions(connection, history, missing)
             self._partitions[history] |= missing
 
     async def _verdict(self, error: Exception) -> RetryError | RefusedError:
         """What to do about an error, by its SQLSTATE; the connection is given up unless the data is to blame."""
-        state = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
-        reason = printable(" ".join(str(error).split())) or type(error).__name__
-        reason = f"{reason} (SQLSTATE {state})" if state else reason
         for known in self._partitions.values():
             known.clear()
-        if state.startswith(DATA_ERRORS):
-            return RefusedError(reason)
+        if _state(error).startswith(DATA_ERRORS):
+            return RefusedError(describe(error))
         await self.close()
-        expected = state.startswith(PASSING_ERRORS) or (not state and isinstance(error, psycopg.OperationalError))
-        return RetryError(reason, expected=expected)
+        return RetryError(describe(error), expected=passes(error))
+
+
+async def connect(
+    config: Database, settings: Mapping[str, str], statement_timeout_s: float, **parameters: str
+) -> AsyncConnection[tuple[Any, ...]]:
+    """A connection in autocommit mode, set up for us and to a database with our schema; `parameters` are libpq's.
+
+    Raises psycopg.Error.
+    """
+    dsn = make_conninfo(conninfo(config), **parameters)
+    connection = await AsyncConnection.connect(dsn, autocommit=True)
+    try:
+        timeout = max(1, int(statement_timeout_s * 1_000))
+        for name, value in {**SETTINGS, **settings, "statement_timeout": str(timeout)}.items():
+            await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        await check_schema(connection)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def create_partitions(connection: AsyncConnection[tuple[Any, ...]], history: str, days: Iterable[int]) -> None:
+    """Makes the partitions that a history table lacks for these days, counted from 1970-01-01."""
+    dates = [EPOCH.date() + timedelta(days=day) for day in sorted(days)]
+    await connection.execute("SELECT ensure_history_partitions(%s::regclass, %s::date[])", (history, dates))
+
+
+def describe(error: Exception) -> str:
+    """What an error says, in one line, with its SQLSTATE where it has one."""
+    reason = printable(" ".join(str(error).split())) or type(error).__name__
+    return f"{reason} (SQLSTATE {state})" if (state := _state(error)) else reason
+
+
+def passes(error: Exception) -> bool:
+    """Whether the error is known to pass by itself."""
+    state = _state(error)
+    return state.startswith(PASSING_ERRORS) or (not state and isinstance(error, psycopg.OperationalError))
+
+
+def _state(error: Exception) -> str:
+    return (isinstance(error, psycopg.Error) and error.sqlstate) or ""
+
+
+async def _begin(cursor: AsyncCursor[tuple[Any, ...]]) -> float:
+    """Holds the watermark until the commit, and returns it: readings with an earlier timestamp are late."""
+    # Not prepared: only so can it be two statements.
+    await cursor.execute(_sql("begin_batch"), prepare=False)
+    cursor.nextset()
+    row = await cursor.fetchone()
+    return row[0] * SECOND if row else -math.inf
+
+
+async def _count_duplicates(
+    cursor: AsyncCursor[tuple[Any, ...]], duplicates: Mapping[tuple[Kind, str], int], *, known: bool
+) -> None:
+    await cursor.execute(
+        _sql("count_duplicates"),
+        {
+            "known": known,
+            "device_ids": [device_id for _, device_id in duplicates],
+            "kinds": [str(kind) for kind, _ in duplicates],
+            "duplicates": list(duplicates.values()),
+        },
+    )
 
 
 class _Stored(NamedTuple):
@@ -262,10 +329,6 @@ async def _upsert_presence(cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -
                 "received_ats": [EPOCH + timedelta(microseconds=presence.received_at) for presence in said],
             },
         )
-
-
-async def _create_partitions(connection: AsyncConnection[tuple[Any, ...]], history: str, days: list[date]) -> None:
-    await connection.execute("SELECT ensure_history_partitions(%s::regclass, %s::date[])", (history, days))
 
 
 def conninfo(config: Database) -> str:

@@ -3,7 +3,56 @@
 DO $$
 DECLARE
     wanted text;
+    -- Functions run with the rights of the owner of the schema, so that readers need none on its tables.
+    asking regprocedure[] := ARRAY[
+        'charging_sessions(text, timestamptz, timestamptz)',
+        'device_quality(text)',
+        'efficiency_reason(bigint, boolean, bigint, double precision, double precision, double precision)',
+        'energy_by_day(timestamptz, timestamptz, text, text)',
+        'energy_by_hour(timestamptz, timestamptz, text, text)',
+        'energy_by_quarter_hour(timestamptz, timestamptz, text, text)',
+        'finding(double precision, double precision, double precision, double precision)',
+        'fleet_charging(timestamptz, timestamptz)',
+        'fleet_chargers(timestamptz, timestamptz)',
+        'fleet_performance(timestamptz, timestamptz)',
+        'meter_quarters(text, timestamptz, timestamptz)',
+        'meter_totals(timestamptz, timestamptz)',
+        'vehicle_performance(text, timestamptz, timestamptz)',
+        'vehicle_quarters(text, timestamptz, timestamptz)',
+        'vehicle_totals(timestamptz, timestamptz)'
+    ];
+    writing regprocedure[] := ARRAY[
+        'drop_history_before(date)',
+        'ensure_history_partitions(regclass, date[])',
+        'rollup_advance(timestamptz)',
+        'rollup_refresh(interval, integer)',
+        'rollup_restart(timestamptz)'
+    ];
+    inner_ones regprocedure[] := ARRAY[
+        'charging_between(timestamptz, timestamptz)',
+        'charging_of(text[], timestamptz[], timestamptz[])',
+        'ensure_partition(regclass, text, timestamptz, timestamptz)',
+        'ensure_rollup_partitions(timestamptz, timestamptz)',
+        'fleet_runs(timestamptz, timestamptz)',
+        'history_days(timestamptz)',
+        'marked(text, text)',
+        'marked_vehicles(tstzrange)',
+        'meter_quarters_between(timestamptz, timestamptz)',
+        'meter_quarters_of(text[], timestamptz[], timestamptz[])',
+        'new_devices(text, timestamptz)',
+        'rolled_up(timestamptz, timestamptz)',
+        'rollup_hours(timestamptz, timestamptz, text[])',
+        'rollup_marks(integer, timestamptz, timestamptz)',
+        'vehicle_quarters_between(timestamptz, timestamptz)',
+        'vehicle_quarters_of(text[], timestamptz[], timestamptz[])',
+        'vehicle_runs(text, timestamptz, timestamptz)'
+    ];
+    routine regprocedure;
 BEGIN
+    FOREACH routine IN ARRAY asking || writing || inner_ones LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', routine);
+    END LOOP;
+
     FOREACH wanted IN ARRAY ARRAY['wattbridge_writer', 'wattbridge_reader'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = wanted);
         BEGIN
@@ -20,15 +69,25 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_writer') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_writer', current_schema());
         GRANT SELECT, INSERT ON meter_history, vehicle_history TO wattbridge_writer;
-        GRANT SELECT, INSERT, UPDATE ON meter_live, vehicle_live, device_presence, ingest_counter TO wattbridge_writer;
+        GRANT SELECT, INSERT, UPDATE ON meter_live, vehicle_live, device_presence, device_duplicate, ingest_counter TO wattbridge_writer;
         GRANT SELECT, INSERT, DELETE ON dead_letter TO wattbridge_writer;
-        GRANT SELECT ON schema_migration TO wattbridge_writer;
-        GRANT EXECUTE ON FUNCTION ensure_history_partitions(regclass, date[]) TO wattbridge_writer;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON charger_assignment TO wattbridge_writer;
+        GRANT SELECT, INSERT ON rollup_mark TO wattbridge_writer;
+        GRANT SELECT ON analytics_setting, rollup_progress, schema_migration, vehicle_reading TO wattbridge_writer;
+        FOREACH routine IN ARRAY writing LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO wattbridge_writer', routine);
+        END LOOP;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_reader') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_reader', current_schema());
-        GRANT SELECT ON meter_status, vehicle_status, ingest_status TO wattbridge_reader;
+        GRANT SELECT ON
+            charger_performance_24h, charging_session, closed_24h, data_quality, dead_letter_summary, device_silent, fleet_inefficient,
+            fleet_summary_24h, ingest_status, meter_status, vehicle_performance_24h, vehicle_reading, vehicle_status
+        TO wattbridge_reader;
+        FOREACH routine IN ARRAY asking LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO wattbridge_reader', routine);
+        END LOOP;
     END IF;
 END
 $$;

@@ -34,8 +34,12 @@ from tests.integration.harness import (
     wattbridge,
 )
 
-COMMANDS = ["run", "migrate", "check", "demo", "simulate", "dead-letters"]
-LETTERS = ["list", "show", "replay", "purge"]
+GROUPS = {
+    "dead-letters": ["list", "show", "replay", "purge"],
+    "assignments": ["import", "list"],
+    "rollups": ["rebuild", "status"],
+}
+COMMANDS = ["run", "migrate", "check", "demo", "simulate", *GROUPS]
 Run = Callable[..., Reply]
 
 
@@ -62,7 +66,9 @@ def one_line(reply: Reply, code: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", [[], *([name] for name in COMMANDS), *(["dead-letters", name] for name in LETTERS)], ids=" ".join
+    "path",
+    [[], *([name] for name in COMMANDS), *([group, name] for group, names in GROUPS.items() for name in names)],
+    ids=" ".join,
 )
 def test_help(run: Run, path: list[str]) -> None:
     reply = run(*path, "--help")

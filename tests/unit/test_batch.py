@@ -1,5 +1,6 @@
 """A batch: what it decides by itself, and that no part of it gets lost, whatever is done to it."""
 
+import math
 import re
 from collections import Counter
 
@@ -104,6 +105,45 @@ def test_where_history_knows_the_second_one_that_is_the_duplicate_and_the_first_
 def test_after_a_conflict_the_first_values_are_still_a_duplicate() -> None:
     batch = batch_of([METER, METER._replace(voltage=231.0), METER._replace()])
     assert (len(batch.meters), batch.duplicates, len(batch.rivals)) == (1, 1, 1)
+
+
+def test_duplicates_are_told_apart_by_device() -> None:
+    other, rival = METER._replace(device_id="N"), METER._replace(voltage=231.0)
+    batch = batch_of(
+        [
+            METER,
+            METER._replace(),
+            METER._replace(),
+            other,
+            VEHICLE,
+            VEHICLE._replace(),
+            VEHICLE._replace(device_id="M"),
+            rival,
+        ]
+    )
+    assert batch.duplicates_of({}) == {(Kind.METER, "M"): 2, (Kind.VEHICLE, "V"): 1}
+    # History has what the rival says: then that is the duplicate, and the first one a conflict each time it came.
+    known = {(Kind.METER, "M", METER.ts): rival.values}
+    assert batch.duplicates_of(known) == {(Kind.METER, "M"): 1, (Kind.VEHICLE, "V"): 1}
+
+
+@given(arrivals)
+def test_duplicates_by_device_are_all_the_duplicates_of_a_batch(items: list[Reading | Presence | Rejection]) -> None:
+    batch = batch_of(items)
+    assert batch.duplicates_of({}).total() == batch.duplicates
+    parts = halves(batch)
+    assert sum((part.duplicates_of({}) for part in parts), Counter()) == batch.duplicates_of({})
+
+
+def test_the_position_of_a_batch_is_that_of_most_of_its_readings() -> None:
+    arrived = [METER._replace(ts=NOW + n, ts_from_arrival=True) for n in range(7)]
+    backlog = [VEHICLE._replace(ts=NOW - DAY + n) for n in range(4)]
+    late = METER._replace(ts=NOW - 9 * DAY)
+    batch = batch_of([*arrived, *backlog, late])
+    assert (batch.position, batch.oldest) == (NOW - DAY + 1, NOW - 9 * DAY)
+    assert batch_of([*arrived]).position == NOW + 3
+    nothing = batch_of([Rejection(Reason.MALFORMED, "why")])
+    assert (nothing.position, nothing.oldest) == (None, math.inf)
 
 
 def test_the_dead_letter_of_a_conflict_can_be_replayed_as_the_same_reading() -> None:

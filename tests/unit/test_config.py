@@ -107,6 +107,22 @@ def test_a_configuration_does_not_change() -> None:
         config.shutdown_deadline_s = 1  # type: ignore[misc]
 
 
+def test_history_is_not_dropped_while_readings_for_it_are_still_taken() -> None:
+    message = error_of("[maintenance]\nhistory_days = 366")
+    assert message.startswith("maintenance (")
+    assert "history_days is 366" in message
+    assert "limits.horizon_days" in message
+    assert "keep at least 367 days, or lower limits.horizon_days below 366" in message
+    assert load(write("[maintenance]\nhistory_days = 367")).maintenance.history_days == 367
+    short = load(write("[maintenance]\nhistory_days = 30\n[limits]\nhorizon_days = 29"))
+    assert short.maintenance.history_days == 30
+
+
+def test_history_days_are_judged_by_the_limits_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATTBRIDGE_LIMITS__HORIZON_DAYS", "30")
+    assert "keep at least 31 days" in error_of("[maintenance]\nhistory_days = 30")
+
+
 # Secrets
 
 SECRETS = ["database.dsn", "database.password", "mqtt.password"]

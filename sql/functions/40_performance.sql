@@ -1,0 +1,461 @@
+-- How efficiently vehicles charge and chargers work: DC over AC of the matched minutes.
+
+-- Unlike the other functions it has no SET, so that it can be put in place of its call.
+CREATE OR REPLACE FUNCTION efficiency_reason(readings bigint, plugged boolean, minutes bigint, ac double precision, dc double precision, least_kwh double precision)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN coalesce(readings, 0) = 0 THEN 'no readings'
+        WHEN NOT coalesce(plugged, false) THEN 'no meter known'
+        WHEN minutes = 0 THEN 'no matched minute'
+        WHEN ac < least_kwh THEN 'too little energy'
+        WHEN dc > ac THEN 'more DC than AC'
+    END
+$$;
+
+COMMENT ON FUNCTION efficiency_reason(bigint, boolean, bigint, double precision, double precision, double precision) IS
+    'Why there is no efficiency of that many readings, matched minutes, kWh AC and DC; NULL where there is one.';
+
+CREATE OR REPLACE FUNCTION finding(ac double precision, dc double precision, threshold double precision, least_kwh double precision) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN ac < least_kwh THEN NULL
+        WHEN dc > ac THEN 'mapping or metering fault'
+        WHEN dc < threshold * ac THEN 'inefficient'
+    END
+$$;
+
+COMMENT ON FUNCTION finding(double precision, double precision, double precision, double precision) IS
+    'What matched energies of kWh AC and DC point at, given a threshold of the efficiency and a least energy; NULL: nothing.';
+
+CREATE OR REPLACE FUNCTION vehicle_runs(vehicle text, since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity')
+RETURNS SETOF charging_quarter_hour
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET jit = off
+AS $$
+DECLARE
+    closed tstzrange;
+    marked tstzmultirange;
+    rolled tstzmultirange;
+    raw    tstzmultirange;
+    piece  tstzrange;
+BEGIN
+    IF since >= least(until, now() + '1 day'::interval) THEN
+        RETURN;
+    END IF;
+    closed := rolled_up(since, until);
+    -- Marks of a meter where it was at any time of the window: more than needed, but seldom, and the answer is the same.
+    SELECT coalesce(range_agg(mark.quarter_hours), '{}') INTO marked
+    FROM rollup_mark AS mark
+    WHERE (mark.device_id = vehicle AND mark.kind = 'vehicle')
+        OR (
+            mark.kind = 'meter'
+            AND mark.device_id IN (
+                SELECT rollup.meter_id
+                FROM charging_quarter_hour AS rollup
+                WHERE rollup.vehicle_id = vehicle AND rollup.quarter_hour >= lower(closed) AND rollup.quarter_hour < upper(closed)
+            )
+        );
+    rolled := tstzmultirange(closed) - marked;
+    RETURN QUERY
+    SELECT rollup.*
+    FROM charging_quarter_hour AS rollup
+    WHERE rollup.vehicle_id = vehicle_runs.vehicle
+        AND rollup.quarter_hour >= lower(rolled) AND rollup.quarter_hour < upper(rolled)
+        AND rolled @> rollup.quarter_hour;
+    raw := tstzmultirange(tstzrange(since, least(until, now() + '1 day'::interval))) - rolled;
+    -- One by one where they are far apart: not to plan for all the partitions between them.
+    IF upper(raw) - lower(raw) > '3 days' THEN
+        FOR piece IN SELECT unnest(raw) LOOP
+            RETURN QUERY SELECT * FROM charging_of(ARRAY[vehicle], ARRAY[lower(piece)], ARRAY[upper(piece)]);
+        END LOOP;
+    ELSE
+        RETURN QUERY
+        SELECT again.*
+        FROM (
+            SELECT array_agg(vehicle) AS vehicles, array_agg(lower(part)) AS sinces, array_agg(upper(part)) AS untils
+            FROM unnest(raw) AS part
+        ) AS pieces
+        CROSS JOIN LATERAL charging_of(pieces.vehicles, pieces.sinces, pieces.untils) AS again;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION vehicle_runs(text, timestamptz, timestamptz) IS
+    'Runs of a vehicle at meters, of its readings with since <= ts < until; exact at any moment. Columns as in charging_quarter_hour.';
+
+CREATE OR REPLACE FUNCTION marked_vehicles(closed tstzrange) RETURNS TABLE (vehicle_id text, quarter_hours tstzmultirange)
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+    SELECT concerned.vehicle_id, range_agg(concerned.quarter_hours) * tstzmultirange(marked_vehicles.closed)
+    FROM (
+        SELECT mark.device_id AS vehicle_id, mark.quarter_hours
+        FROM rollup_mark AS mark
+        WHERE mark.kind = 'vehicle' AND mark.quarter_hours && marked_vehicles.closed
+        UNION ALL
+        SELECT rollup.vehicle_id, tstzrange(rollup.quarter_hour, rollup.quarter_hour + '15 minutes'::interval)
+        FROM rollup_mark AS mark
+        CROSS JOIN LATERAL (
+            SELECT inside.vehicle_id, inside.quarter_hour
+            FROM charging_quarter_hour AS inside
+            WHERE inside.meter_id = mark.device_id
+                AND inside.quarter_hour >= lower(mark.quarter_hours * marked_vehicles.closed)
+                AND inside.quarter_hour < upper(mark.quarter_hours * marked_vehicles.closed)
+                AND inside.quarter_hour >= lower(marked_vehicles.closed) AND inside.quarter_hour < upper(marked_vehicles.closed)
+            OFFSET 0
+        ) AS rollup
+        WHERE mark.kind = 'meter' AND mark.quarter_hours && marked_vehicles.closed
+    ) AS concerned
+    GROUP BY concerned.vehicle_id
+$$;
+
+COMMENT ON FUNCTION marked_vehicles(tstzrange) IS 'The vehicles whose charging rollups are not true any more within a time, and in which quarter hours of it.';
+
+CREATE OR REPLACE FUNCTION fleet_runs(since timestamptz, until timestamptz) RETURNS SETOF charging_quarter_hour
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    closed tstzrange;
+    piece  tstzrange;
+BEGIN
+    IF since >= until THEN
+        RETURN;
+    END IF;
+    closed := rolled_up(since, until);
+    RETURN QUERY
+    SELECT rollup.*
+    FROM charging_quarter_hour AS rollup
+    LEFT JOIN marked_vehicles(closed) AS late USING (vehicle_id)
+    WHERE rollup.quarter_hour >= lower(closed) AND rollup.quarter_hour < upper(closed)
+        AND (late.quarter_hours @> rollup.quarter_hour) IS NOT TRUE;
+    RETURN QUERY
+    SELECT again.*
+    FROM (
+        SELECT array_agg(late.vehicle_id) AS vehicles, array_agg(lower(late_piece)) AS sinces, array_agg(upper(late_piece)) AS untils
+        FROM marked_vehicles(closed) AS late
+        CROSS JOIN LATERAL unnest(late.quarter_hours) AS late_piece
+    ) AS pieces
+    CROSS JOIN LATERAL charging_of(pieces.vehicles, pieces.sinces, pieces.untils) AS again;
+    FOR piece IN SELECT unnest(tstzmultirange(tstzrange(since, until)) - tstzmultirange(closed)) LOOP
+        RETURN QUERY SELECT * FROM charging_between(lower(piece), upper(piece));
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION fleet_runs(timestamptz, timestamptz) IS
+    'Runs of all vehicles at meters, of their readings with since <= ts < until; exact at any moment. Columns as in charging_quarter_hour.';
+
+-- The same summed up, with the whole hours inside from charging_hour: what makes a day of a large fleet quick.
+CREATE OR REPLACE FUNCTION fleet_charging(since timestamptz, until timestamptz)
+RETURNS TABLE (vehicle_id text, meter_id text, minutes bigint, matched_ac double precision, matched_dc double precision)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+#variable_conflict use_column
+DECLARE
+    closed     tstzrange;
+    first_hour timestamptz;
+    end_hour   timestamptz;
+    marked_ids text[];
+    vehicles   text[];
+    sinces     timestamptz[];
+    untils     timestamptz[];
+BEGIN
+    IF since >= until THEN
+        RETURN;
+    END IF;
+    closed := rolled_up(since, until);
+    first_hour := date_bin('1 hour', lower(closed) + '1 hour' - '1 microsecond'::interval, 'epoch');
+    end_hour := date_bin('1 hour', upper(closed), 'epoch');
+    IF first_hour > end_hour THEN
+        first_hour := lower(closed);
+        end_hour := first_hour;
+    END IF;
+    SELECT
+        coalesce(array_agg(DISTINCT marked.vehicle_id), '{}'),
+        array_agg(marked.vehicle_id),
+        array_agg(lower(marked.piece)),
+        array_agg(upper(marked.piece))
+    INTO marked_ids, vehicles, sinces, untils
+    FROM (SELECT vehicle_id, unnest(quarter_hours) AS piece FROM marked_vehicles(closed)) AS marked;
+    RETURN QUERY
+    WITH part AS (
+        SELECT rollup.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
+        FROM charging_hour AS rollup
+        WHERE rollup.hour >= first_hour AND rollup.hour < end_hour AND rollup.vehicle_id <> ALL (marked_ids)
+        UNION ALL
+        SELECT rollup.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
+        FROM charging_quarter_hour AS rollup
+        WHERE rollup.quarter_hour >= lower(closed) AND rollup.quarter_hour < first_hour AND rollup.vehicle_id <> ALL (marked_ids)
+        UNION ALL
+        SELECT rollup.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
+        FROM charging_quarter_hour AS rollup
+        WHERE rollup.quarter_hour >= end_hour AND rollup.quarter_hour < upper(closed) AND rollup.vehicle_id <> ALL (marked_ids)
+        UNION ALL
+        -- Marked vehicles: what is not marked of them, and the rest from history.
+        SELECT marked.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
+        FROM (
+            SELECT piece.vehicle_id, range_agg(tstzrange(piece.since, piece.until)) AS quarter_hours
+            FROM unnest(vehicles, sinces, untils) AS piece (vehicle_id, since, until)
+            GROUP BY piece.vehicle_id
+        ) AS marked
+        CROSS JOIN LATERAL (
+            SELECT inside.meter_id, inside.minutes, inside.matched_ac, inside.matched_dc
+            FROM charging_quarter_hour AS inside
+            WHERE inside.vehicle_id = marked.vehicle_id
+                AND inside.quarter_hour >= lower(closed) AND inside.quarter_hour < upper(closed)
+                AND NOT marked.quarter_hours @> inside.quarter_hour
+            OFFSET 0
+        ) AS rollup
+        UNION ALL
+        SELECT again.vehicle_id, again.meter_id, again.minutes, again.matched_ac, again.matched_dc
+        FROM charging_of(vehicles, sinces, untils) AS again
+        WHERE vehicles IS NOT NULL
+        UNION ALL
+        SELECT edge.vehicle_id, edge.meter_id, edge.minutes, edge.matched_ac, edge.matched_dc
+        FROM unnest(tstzmultirange(tstzrange(fleet_charging.since, fleet_charging.until)) - tstzmultirange(closed)) AS piece
+        CROSS JOIN LATERAL charging_between(lower(piece), upper(piece)) AS edge
+    )
+    SELECT part.vehicle_id, part.meter_id, sum(part.minutes)::bigint, sum(part.matched_ac), sum(part.matched_dc)
+    FROM part
+    GROUP BY part.vehicle_id, part.meter_id;
+END
+$$;
+
+COMMENT ON FUNCTION fleet_charging(timestamptz, timestamptz) IS
+    'Where vehicles were plugged in, with the matched minutes and their energy in kWh, of readings with since <= ts < until; exact at any moment.';
+
+CREATE OR REPLACE FUNCTION vehicle_performance(
+    vehicle text, since timestamptz DEFAULT now() - interval '24 hours', until timestamptz DEFAULT 'infinity'
+)
+RETURNS TABLE (
+    vehicle_id          text,
+    readings            bigint,
+    matched_minutes     bigint,
+    kwh_ac              double precision,
+    kwh_dc              double precision,
+    efficiency          double precision,
+    loss_kwh            double precision,
+    reason              text,
+    unattributed_kwh_dc double precision,
+    avg_soc             double precision,
+    last_soc            double precision,
+    avg_battery_temp    double precision,
+    max_battery_temp    double precision,
+    meters              text[]
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    newest double precision;
+BEGIN
+    SELECT live.soc INTO newest
+    FROM vehicle_live AS live
+    WHERE live.vehicle_id = vehicle AND live.ts >= vehicle_performance.since AND live.ts < vehicle_performance.until;
+    IF NOT FOUND THEN
+        SELECT history.soc INTO newest
+        FROM vehicle_history AS history
+        WHERE history.vehicle_id = vehicle
+            AND history.ts >= vehicle_performance.since AND history.ts < vehicle_performance.until
+        ORDER BY history.ts DESC
+        LIMIT 1;
+    END IF;
+    RETURN QUERY
+    SELECT
+        vehicle,
+        own.readings,
+        charged.minutes,
+        charged.ac,
+        charged.dc,
+        CASE WHEN why.reason IS NULL THEN charged.dc / charged.ac END,
+        CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
+        why.reason,
+        own.kwh_dc - charged.dc,
+        own.soc_sum / nullif(own.readings, 0),
+        newest,
+        own.temp_sum / nullif(own.readings, 0),
+        own.temp_max,
+        charged.meters
+    FROM (
+        SELECT
+            coalesce(sum(quarter.readings), 0)::bigint AS readings,
+            coalesce(sum(quarter.kwh_dc), 0) AS kwh_dc,
+            sum(quarter.soc_sum) AS soc_sum,
+            sum(quarter.temp_sum) AS temp_sum,
+            max(quarter.temp_max) AS temp_max
+        FROM vehicle_quarters(vehicle, vehicle_performance.since, vehicle_performance.until) AS quarter
+    ) AS own
+    CROSS JOIN (
+        SELECT
+            coalesce(sum(run.minutes), 0)::bigint AS minutes,
+            coalesce(sum(run.matched_ac), 0) AS ac,
+            coalesce(sum(run.matched_dc), 0) AS dc,
+            coalesce(array_agg(DISTINCT run.meter_id ORDER BY run.meter_id) FILTER (WHERE run.meter_id IS NOT NULL), '{}') AS meters
+        FROM vehicle_runs(vehicle, vehicle_performance.since, vehicle_performance.until) AS run
+    ) AS charged
+    CROSS JOIN analytics_setting AS setting
+    CROSS JOIN LATERAL efficiency_reason(
+        own.readings, charged.meters <> '{}', charged.minutes, charged.ac, charged.dc, setting.efficiency_least_kwh
+    ) AS why (reason);
+END
+$$;
+
+COMMENT ON FUNCTION vehicle_performance(text, timestamptz, timestamptz) IS
+    'How efficiently a vehicle charged, of its readings with since <= ts < until (default: the last 24 hours, up to this moment). One row; columns as in vehicle_performance_24h.';
+
+CREATE OR REPLACE FUNCTION fleet_performance(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (
+    vehicle_id          text,
+    readings            bigint,
+    matched_minutes     bigint,
+    kwh_ac              double precision,
+    kwh_dc              double precision,
+    efficiency          double precision,
+    loss_kwh            double precision,
+    reason              text,
+    unattributed_kwh_dc double precision,
+    avg_soc             double precision,
+    last_soc            double precision,
+    avg_battery_temp    double precision,
+    max_battery_temp    double precision,
+    meters              text[]
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT
+        own.vehicle_id,
+        own.readings,
+        coalesce(charged.minutes, 0),
+        coalesce(charged.ac, 0),
+        coalesce(charged.dc, 0),
+        CASE WHEN why.reason IS NULL THEN charged.dc / charged.ac END,
+        CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
+        why.reason,
+        own.kwh_dc - coalesce(charged.dc, 0),
+        own.soc_sum / own.readings,
+        newest.soc,
+        own.temp_sum / own.readings,
+        own.temp_max,
+        coalesce(charged.meters, '{}')
+    FROM (
+        SELECT * FROM vehicle_totals(fleet_performance.since, fleet_performance.until)
+    ) AS own
+    LEFT JOIN (
+        SELECT
+            part.vehicle_id,
+            sum(part.minutes)::bigint AS minutes,
+            sum(part.matched_ac) AS ac,
+            sum(part.matched_dc) AS dc,
+            array_agg(part.meter_id ORDER BY part.meter_id) AS meters
+        FROM fleet_charging(fleet_performance.since, fleet_performance.until) AS part
+        GROUP BY part.vehicle_id
+    ) AS charged USING (vehicle_id)
+    -- The newest reading of a vehicle is its live row, unless the window ends before it.
+    LEFT JOIN vehicle_live AS live
+        ON live.vehicle_id = own.vehicle_id AND live.ts >= fleet_performance.since AND live.ts < fleet_performance.until
+    LEFT JOIN LATERAL (
+        SELECT live.soc
+        WHERE live.vehicle_id IS NOT NULL
+        UNION ALL
+        (
+            SELECT history.soc
+            FROM vehicle_history AS history
+            WHERE live.vehicle_id IS NULL
+                AND history.vehicle_id = own.vehicle_id
+                AND history.ts >= own.last_quarter_hour
+                AND history.ts >= fleet_performance.since AND history.ts < fleet_performance.until
+            ORDER BY history.ts DESC
+            LIMIT 1
+        )
+    ) AS newest ON true
+    CROSS JOIN analytics_setting AS setting
+    CROSS JOIN LATERAL efficiency_reason(
+        own.readings, charged.meters IS NOT NULL, charged.minutes, charged.ac, charged.dc, setting.efficiency_least_kwh
+    ) AS why (reason);
+END
+$$;
+
+COMMENT ON FUNCTION fleet_performance(timestamptz, timestamptz) IS
+    'How efficiently each vehicle charged that has readings with since <= ts < until. Columns as in vehicle_performance_24h.';
+
+CREATE OR REPLACE FUNCTION fleet_chargers(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (
+    meter_id            text,
+    readings            bigint,
+    matched_minutes     bigint,
+    kwh_ac              double precision,
+    kwh_dc              double precision,
+    efficiency          double precision,
+    loss_kwh            double precision,
+    reason              text,
+    finding             text,
+    unattributed_kwh_ac double precision,
+    vehicles            text[]
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT
+        meter_id,
+        coalesce(own.readings, 0),
+        coalesce(charged.minutes, 0),
+        coalesce(charged.ac, 0),
+        coalesce(charged.dc, 0),
+        CASE WHEN why.reason IS NULL THEN charged.dc / charged.ac END,
+        CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
+        replace(why.reason, 'no meter known', 'no vehicle known'),
+        finding(charged.ac, charged.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)),
+        coalesce(own.kwh_ac, 0) - coalesce(charged.ac, 0),
+        coalesce(charged.vehicles, '{}')
+    FROM (
+        SELECT * FROM meter_totals(fleet_chargers.since, fleet_chargers.until)
+    ) AS own
+    FULL JOIN (
+        SELECT
+            part.meter_id,
+            sum(part.minutes)::bigint AS minutes,
+            sum(part.matched_ac) AS ac,
+            sum(part.matched_dc) AS dc,
+            array_agg(part.vehicle_id ORDER BY part.vehicle_id) AS vehicles
+        FROM fleet_charging(fleet_chargers.since, fleet_chargers.until) AS part
+        GROUP BY part.meter_id
+    ) AS charged USING (meter_id)
+    CROSS JOIN analytics_setting AS setting
+    CROSS JOIN LATERAL efficiency_reason(
+        own.readings, charged.vehicles IS NOT NULL, charged.minutes, charged.ac, charged.dc, setting.efficiency_least_kwh
+    ) AS why (reason);
+END
+$$;
+
+COMMENT ON FUNCTION fleet_chargers(timestamptz, timestamptz) IS
+    'How efficiently vehicles charged at each meter that has readings with since <= ts < until, or that a vehicle named. Columns as in charger_performance_24h.';

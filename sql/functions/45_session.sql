@@ -1,0 +1,120 @@
+-- Charging sessions: runs at one meter, one after the other, none longer than session_gap after the one before.
+
+CREATE OR REPLACE FUNCTION charging_sessions(
+    vehicle text, since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity'
+)
+RETURNS TABLE (
+    vehicle_id      text,
+    meter_id        text,
+    started         timestamptz,
+    ended           timestamptz,
+    readings        bigint,
+    matched_minutes bigint,
+    kwh_ac          double precision,
+    kwh_dc          double precision,
+    efficiency      double precision,
+    reason          text,
+    mean_kw         double precision,
+    peak_kw         double precision,
+    soc_from        double precision,
+    soc_to          double precision
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+#variable_conflict use_column
+DECLARE
+    setting analytics_setting := (SELECT analytics_setting FROM analytics_setting);
+    -- Sessions are whole: the runs looked at reach beyond the window, for one vehicle to where it was silent.
+    first_ts timestamptz := date_bin('15 minutes', since, 'epoch') - CASE WHEN vehicle IS NULL THEN '2 days' ELSE '0' END::interval;
+    end_ts   timestamptz := date_bin('15 minutes', until, 'epoch') + CASE WHEN vehicle IS NULL THEN '2 days' ELSE '15 minutes' END::interval;
+BEGIN
+    IF since >= until THEN
+        RETURN;
+    END IF;
+    IF vehicle IS NOT NULL THEN
+        WHILE isfinite(first_ts) AND EXISTS (SELECT FROM vehicle_runs(vehicle, first_ts - setting.session_gap, first_ts)) LOOP
+            first_ts := first_ts - '6 hours'::interval;
+        END LOOP;
+        WHILE isfinite(end_ts) AND EXISTS (SELECT FROM vehicle_runs(vehicle, end_ts, end_ts + setting.session_gap)) LOOP
+            end_ts := end_ts + '6 hours'::interval;
+        END LOOP;
+    END IF;
+    RETURN QUERY
+    WITH run AS (
+        SELECT * FROM vehicle_runs(vehicle, first_ts, end_ts) WHERE charging_sessions.vehicle IS NOT NULL
+        UNION ALL
+        SELECT * FROM fleet_runs(first_ts, end_ts) WHERE charging_sessions.vehicle IS NULL
+    ),
+    edged AS (
+        SELECT
+            run.*,
+            lag(run.meter_id) OVER own IS DISTINCT FROM run.meter_id
+                OR run.first_ts - lag(run.last_ts) OVER own > setting.session_gap AS begins,
+            lead(run.meter_id) OVER own IS DISTINCT FROM run.meter_id
+                OR lead(run.first_ts) OVER own - run.last_ts > setting.session_gap AS ends
+        FROM run
+        WINDOW own AS (PARTITION BY run.vehicle_id ORDER BY run.first_ts)
+    ),
+    numbered AS (
+        SELECT edged.*, count(*) FILTER (WHERE edged.begins) OVER (PARTITION BY edged.vehicle_id ORDER BY edged.first_ts) AS session
+        FROM edged
+    ),
+    session AS MATERIALIZED (
+        SELECT
+            numbered.vehicle_id,
+            min(numbered.meter_id) AS meter_id,
+            min(numbered.first_ts) AS started,
+            max(numbered.last_ts) AS ended,
+            sum(numbered.readings)::bigint AS readings,
+            sum(numbered.minutes)::bigint AS minutes,
+            sum(numbered.matched_ac) AS ac,
+            sum(numbered.matched_dc) AS dc,
+            sum(numbered.kwh_dc) AS kwh_dc,
+            max(numbered.peak_kwh) AS peak_kwh,
+            max(numbered.soc_from) FILTER (WHERE numbered.begins) AS soc_from,
+            max(numbered.soc_to) FILTER (WHERE numbered.ends) AS soc_to
+        FROM numbered
+        GROUP BY numbered.vehicle_id, numbered.session
+        HAVING max(numbered.last_ts) >= charging_sessions.since AND min(numbered.first_ts) < charging_sessions.until
+    ),
+    -- Only where all vehicles are asked for: those plugged in for so long that the session may have begun before all that was looked at.
+    longer AS (
+        SELECT DISTINCT session.vehicle_id
+        FROM session
+        WHERE charging_sessions.vehicle IS NULL
+            AND (session.started < first_ts + setting.session_gap OR session.ended >= end_ts - setting.session_gap)
+    )
+    SELECT
+        session.vehicle_id,
+        session.meter_id,
+        session.started,
+        session.ended,
+        session.readings,
+        session.minutes,
+        session.ac,
+        session.kwh_dc,
+        CASE WHEN why.reason IS NULL THEN session.dc / session.ac END,
+        why.reason,
+        session.kwh_dc / (extract(epoch FROM session.ended - session.started + setting.reading_interval) / 3600),
+        session.peak_kwh * 60 / greatest(1, extract(epoch FROM setting.reading_interval) / 60),
+        session.soc_from,
+        session.soc_to
+    FROM session
+    CROSS JOIN LATERAL efficiency_reason(
+        session.readings, true, session.minutes, session.ac, session.dc, setting.efficiency_least_kwh
+    ) AS why (reason)
+    WHERE session.vehicle_id NOT IN (SELECT longer.vehicle_id FROM longer)
+    UNION ALL
+    SELECT again.*
+    FROM longer
+    CROSS JOIN LATERAL charging_sessions(longer.vehicle_id, charging_sessions.since, charging_sessions.until) AS again
+    ORDER BY 1, 3;
+END
+$$;
+
+COMMENT ON FUNCTION charging_sessions(text, timestamptz, timestamptz) IS
+    'The charging sessions of a vehicle (NULL: of all) that overlap since to until, whole, in order of time. Columns as in charging_session.';

@@ -1,0 +1,126 @@
+-- The last 24 hours of closed quarter hours: a ranking that stands still for a quarter hour, and is quick.
+CREATE OR REPLACE VIEW closed_24h AS
+SELECT
+    date_bin('15 minutes', now() - setting.late_after, 'epoch') - interval '24 hours' AS since,
+    date_bin('15 minutes', now() - setting.late_after, 'epoch') AS until
+FROM analytics_setting AS setting;
+
+COMMENT ON VIEW closed_24h IS 'The window of the fleet views: 24 hours up to the newest quarter hour that ended analytics_setting.late_after ago.';
+COMMENT ON COLUMN closed_24h.since IS 'Start of the window.';
+COMMENT ON COLUMN closed_24h.until IS 'End of the window, not included.';
+
+CREATE OR REPLACE VIEW fleet_inefficient AS
+SELECT
+    charged.vehicle_id,
+    charged.finding,
+    CASE WHEN charged.dc <= charged.ac THEN charged.dc / charged.ac END AS efficiency,
+    charged.dc / charged.ac AS ratio,
+    charged.ac AS kwh_ac,
+    charged.dc AS kwh_dc,
+    CASE WHEN charged.dc <= charged.ac THEN charged.ac - charged.dc END AS loss_kwh,
+    charged.minutes AS matched_minutes,
+    charged.meters,
+    charged.since,
+    charged.until
+FROM (
+    SELECT
+        whole.*,
+        finding(
+            whole.ac, whole.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)
+        ) AS finding
+    FROM (
+        SELECT
+            part.vehicle_id,
+            sum(part.minutes)::bigint AS minutes,
+            sum(part.matched_ac) AS ac,
+            sum(part.matched_dc) AS dc,
+            array_agg(part.meter_id ORDER BY part.meter_id) AS meters,
+            closed.since,
+            closed.until
+        FROM closed_24h AS closed
+        CROSS JOIN LATERAL fleet_charging(closed.since, closed.until) AS part
+        GROUP BY part.vehicle_id, closed.since, closed.until
+    ) AS whole
+    CROSS JOIN analytics_setting AS setting
+) AS charged
+WHERE charged.finding IS NOT NULL
+ORDER BY charged.dc > charged.ac, abs(1 - charged.dc / charged.ac) DESC, charged.vehicle_id;
+
+COMMENT ON VIEW fleet_inefficient IS
+    'Vehicles that lost too much in 24 hours of closed quarter hours, worst first; a faulty charger shows by recurring in meters. After them those with more DC than AC.';
+COMMENT ON COLUMN fleet_inefficient.vehicle_id IS 'The vehicle.';
+COMMENT ON COLUMN fleet_inefficient.finding IS
+    'inefficient: efficiency below analytics_setting.inefficient_below. mapping or metering fault: more DC than AC, so one of them is not what it seems.';
+COMMENT ON COLUMN fleet_inefficient.efficiency IS 'kwh_dc / kwh_ac; NULL above 1.';
+COMMENT ON COLUMN fleet_inefficient.ratio IS 'kwh_dc / kwh_ac, whatever it is.';
+COMMENT ON COLUMN fleet_inefficient.kwh_ac IS 'AC energy of the matched minutes, in kWh; at least analytics_setting.inefficient_least_kwh.';
+COMMENT ON COLUMN fleet_inefficient.kwh_dc IS 'DC energy of the matched minutes, in kWh.';
+COMMENT ON COLUMN fleet_inefficient.loss_kwh IS 'kwh_ac - kwh_dc; NULL with the efficiency.';
+COMMENT ON COLUMN fleet_inefficient.matched_minutes IS 'Minutes in which it alone reported from a meter, and the meter reported too.';
+COMMENT ON COLUMN fleet_inefficient.meters IS 'The meters where it was plugged in.';
+COMMENT ON COLUMN fleet_inefficient.since IS 'Start of the window.';
+COMMENT ON COLUMN fleet_inefficient.until IS 'End of the window, not included.';
+
+CREATE OR REPLACE VIEW charger_performance_24h AS
+SELECT charger.*, closed.since, closed.until
+FROM closed_24h AS closed
+CROSS JOIN LATERAL fleet_chargers(closed.since, closed.until) AS charger;
+
+COMMENT ON VIEW charger_performance_24h IS 'How efficiently vehicles charged at each meter, in 24 hours of closed quarter hours. Other windows: fleet_chargers().';
+COMMENT ON COLUMN charger_performance_24h.meter_id IS 'The meter.';
+COMMENT ON COLUMN charger_performance_24h.readings IS 'Its readings in the window.';
+COMMENT ON COLUMN charger_performance_24h.matched_minutes IS 'Minutes in which one vehicle alone reported from it, and it reported too.';
+COMMENT ON COLUMN charger_performance_24h.kwh_ac IS 'AC energy of the matched minutes, by the meter, in kWh.';
+COMMENT ON COLUMN charger_performance_24h.kwh_dc IS 'DC energy of the matched minutes, by the vehicles, in kWh.';
+COMMENT ON COLUMN charger_performance_24h.efficiency IS 'kwh_dc / kwh_ac; NULL where it means nothing, see reason.';
+COMMENT ON COLUMN charger_performance_24h.loss_kwh IS 'kwh_ac - kwh_dc; NULL with the efficiency.';
+COMMENT ON COLUMN charger_performance_24h.reason IS 'Why there is no efficiency: no readings, no vehicle known, no matched minute, too little energy, more DC than AC.';
+COMMENT ON COLUMN charger_performance_24h.finding IS 'inefficient: failing hardware. mapping or metering fault: more DC than AC. NULL: nothing, or too little energy to tell.';
+COMMENT ON COLUMN charger_performance_24h.unattributed_kwh_ac IS 'AC energy outside of matched minutes, in kWh.';
+COMMENT ON COLUMN charger_performance_24h.vehicles IS 'The vehicles that were plugged in.';
+COMMENT ON COLUMN charger_performance_24h.since IS 'Start of the window.';
+COMMENT ON COLUMN charger_performance_24h.until IS 'End of the window, not included.';
+
+CREATE OR REPLACE VIEW fleet_summary_24h AS
+SELECT
+    closed.since,
+    closed.until,
+    metered.meters AS meters_reporting,
+    driven.vehicles AS vehicles_reporting,
+    metered.kwh_ac,
+    driven.kwh_dc,
+    CASE WHEN why.reason IS NULL THEN metered.kwh_ac - driven.kwh_dc END AS loss_kwh,
+    CASE WHEN why.reason IS NULL THEN driven.kwh_dc / metered.kwh_ac END AS efficiency,
+    why.reason,
+    metered.kwh_ac - matched.ac AS unattributed_kwh_ac,
+    driven.kwh_dc - matched.dc AS unattributed_kwh_dc
+FROM closed_24h AS closed
+CROSS JOIN analytics_setting AS setting
+CROSS JOIN LATERAL (
+    SELECT count(*) AS meters, coalesce(sum(meter.readings), 0)::bigint AS readings, coalesce(sum(meter.kwh_ac), 0) AS kwh_ac
+    FROM meter_totals(closed.since, closed.until) AS meter
+) AS metered
+CROSS JOIN LATERAL (
+    SELECT count(*) AS vehicles, coalesce(sum(vehicle.readings), 0)::bigint AS readings, coalesce(sum(vehicle.kwh_dc), 0) AS kwh_dc
+    FROM vehicle_totals(closed.since, closed.until) AS vehicle
+) AS driven
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(part.matched_ac), 0) AS ac, coalesce(sum(part.matched_dc), 0) AS dc
+    FROM fleet_charging(closed.since, closed.until) AS part
+) AS matched
+CROSS JOIN LATERAL efficiency_reason(
+    metered.readings + driven.readings, true, 1, metered.kwh_ac, driven.kwh_dc, setting.efficiency_least_kwh
+) AS why (reason);
+
+COMMENT ON VIEW fleet_summary_24h IS 'The whole fleet in 24 hours of closed quarter hours, one row. Totals need no mapping of vehicles to meters.';
+COMMENT ON COLUMN fleet_summary_24h.since IS 'Start of the window.';
+COMMENT ON COLUMN fleet_summary_24h.until IS 'End of the window, not included.';
+COMMENT ON COLUMN fleet_summary_24h.meters_reporting IS 'Meters with readings in the window.';
+COMMENT ON COLUMN fleet_summary_24h.vehicles_reporting IS 'Vehicles with readings in the window.';
+COMMENT ON COLUMN fleet_summary_24h.kwh_ac IS 'AC energy of all meters, in kWh.';
+COMMENT ON COLUMN fleet_summary_24h.kwh_dc IS 'DC energy of all vehicles, in kWh.';
+COMMENT ON COLUMN fleet_summary_24h.loss_kwh IS 'kwh_ac - kwh_dc: what was paid for and did not reach a battery of the fleet; NULL with the efficiency.';
+COMMENT ON COLUMN fleet_summary_24h.efficiency IS 'kwh_dc / kwh_ac; NULL where it means nothing, see reason.';
+COMMENT ON COLUMN fleet_summary_24h.reason IS 'Why there is no efficiency: no readings, too little energy, more DC than AC.';
+COMMENT ON COLUMN fleet_summary_24h.unattributed_kwh_ac IS 'AC energy outside of matched minutes, in kWh: of nobody in particular.';
+COMMENT ON COLUMN fleet_summary_24h.unattributed_kwh_dc IS 'DC energy outside of matched minutes, in kWh.';
