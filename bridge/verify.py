@@ -14,7 +14,7 @@ import numpy as np
 import psycopg
 
 from bridge.errors import WattbridgeError
-from bridge.verify_analytics import check_analytics, fetch_analytics
+from bridge.verify_analytics import check_analytics, fetch_analytics, find_source
 from bridge.verify_letters import FoundLetter, check_letters, fetch_letters, of_fleet
 from bridge.verify_readings import check_history, check_live, choices_in_doubt
 from bridge.verify_report import ALTERED, SURPLUS, Check, Difference, Row, Verdict, difference
@@ -229,11 +229,12 @@ class Judge:
         """All checks. While PostgreSQL computes the analytics, the rows are compared here."""
         run, connection, devices = self._steps.run, self._connection, self._devices
         counters = run("counters", fetch_counters, connection)
+        source = find_source(connection)
         letters = run("dead letters", fetch_letters, connection)
         live = [run(f"{kind.name} live", fetch, connection, devices, kind, "live") for kind in KINDS]
         history = [run(f"{kind.name} history", fetch, connection, devices, kind, "history") for kind in KINDS]
         with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(self._steps.time, "analytics", fetch_analytics, connection, devices)
+            asked = pool.submit(self._steps.time, "analytics", fetch_analytics, connection, devices, source)
             checks, rows = run("compare history", self._check_history, history)
             del history
             checks += run("compare live", self._check_live, rows, live)
@@ -242,7 +243,9 @@ class Judge:
             self._steps.progress("waiting for the database's analytics")
             found = asked.result()
         self._name_strangers(checks)
-        checks += check_analytics(devices, expected, found, self._show)
+        computed = [*check_analytics(devices, expected, source, found, self._show)]
+        hint = None if all(check.match for check in computed) else source.hint
+        checks += computed
         if counters:
             checks.append(check_counters(counters, self._show))
         info = connection.info
@@ -251,8 +254,9 @@ class Judge:
             database=f"{info.host}:{info.port}/{info.dbname}",
             complete=self._truth.complete,
             checks=checks,
+            analytics=source.name,
             books=self._books(counters, checks),
-            hints=self._hints(counters, checks),
+            hints=self._hints(counters, checks) + ([hint] if hint else []),
         )
 
     def _check_history(self, found: Sequence[Found]) -> tuple[list[Check], dict[Kind, Rows]]:

@@ -1,8 +1,13 @@
-"""Whether PostgreSQL computes the energies and sessions that follow from the ledger, for `wattbridge verify`."""
+"""Whether PostgreSQL computes the energies and sessions that follow from the ledger, for `wattbridge verify`.
+
+Asked are the schema's own analytics; where it has none, as that of another bridge, plain SQL over its history.
+"""
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from functools import partial
 from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 import psycopg
@@ -24,7 +29,7 @@ from bridge.verify_rows import (
     moment,
     pair,
 )
-from simulator.answers import Answers
+from simulator.answers import SESSION_GAP_US, Answers
 from simulator.messages import TICKS_PER_KWH
 
 # Sums of doubles depend on the order of their terms.
@@ -64,17 +69,60 @@ ANALYTICS = {
     },
 }
 NOTHING = {"bigint": "0", "float8": "NaN", "timestamptz": "-infinity"}
+OWN = "by the schema's own functions"
+PLAIN = "by plain SQL over history"
 # What the header of a binary array takes: dimensions, flags, element type, length, lower bound.
 ARRAY_HEADER_BYTES = 20
 
 Table = dict[str, Column]
 
 
-def fetch_analytics(connection: Snapshot, devices: Devices) -> dict[str, Table] | str:
+class Settings(NamedTuple):
+    """What the schema's own analytics depend on beside the readings."""
+
+    least_kwh: float
+    session_gap: timedelta
+    naming_rule: bool
+    assignments: bool
+
+
+class Source(NamedTuple):
+    """How the database's analytics are computed, in words; `settings` only where by the schema's own functions."""
+
+    name: str
+    settings: Settings | None
+
+    @property
+    def hint(self) -> str | None:
+        """Why the answers may rightly differ from those of the ledger, which knows only what readings say."""
+        if self.settings is None:
+            return None
+        gap = timedelta(microseconds=SESSION_GAP_US)
+        reasons = {
+            "vehicles are assigned to chargers (charger_assignment)": self.settings.assignments,
+            "there is a naming rule (analytics_setting.vehicle_prefix)": self.settings.naming_rule,
+            f"analytics_setting.session_gap is not {gap}": self.settings.session_gap != gap,
+        }
+        applying = [reason for reason, applies in reasons.items() if applies]
+        return f"the analytics may rightly differ from the ledger's: {', '.join(applying)}" if applying else None
+
+
+def find_source(connection: Snapshot) -> Source:
+    """Looks whether the schema that history is in has analytics of its own."""
+    ((functions, allowed),) = connection.execute(_text("own", "functions")).fetchall()
+    if functions < len(ANALYTICS):
+        return Source(PLAIN, None)
+    if not allowed:
+        return Source(f"{PLAIN}, as this role may not call the schema's own functions", None)
+    (settings,) = connection.execute(_text("own", "settings")).fetchall()
+    return Source(OWN, Settings(*settings))
+
+
+def fetch_analytics(connection: Snapshot, devices: Devices, source: Source) -> dict[str, Table] | str:
     """The analytics by SQL, as columns; or why PostgreSQL cannot compute them."""
     try:
         with connection.transaction(), connection.cursor() as cursor:
-            cursor.execute(_query(devices), binary=True)
+            cursor.execute(_query(devices, source), binary=True)
             result = cursor.pgresult
             if result is None:
                 raise psycopg.InterfaceError("the analytics have no result")
@@ -84,15 +132,17 @@ def fetch_analytics(connection: Snapshot, devices: Devices) -> dict[str, Table] 
                 for table, columns in ANALYTICS.items()
             }
     except psycopg.DataError as error:
-        return " ".join(str(error).split())
+        return error.diag.message_primary or " ".join(str(error).split())
 
 
-def _query(devices: Devices) -> sql.Composed:
-    """One statement, so that the matched minutes are found once: one row of arrays, a column each."""
-    parts = [sql.SQL("matched_minute AS MATERIALIZED ({})").format(_statement("matched_minute"))]
+def _query(devices: Devices, source: Source) -> sql.Composed:
+    """One statement, so that plain SQL finds the matched minutes once: one row of arrays, a column each."""
+    folder, parts = ["own"], []
+    if source.settings is None:
+        folder, parts = [], [sql.SQL("matched_minute AS MATERIALIZED ({})").format(_text("matched_minute"))]
     tables = []
     for table, columns in ANALYTICS.items():
-        parts.append(sql.SQL("{} AS ({})").format(sql.Identifier(table), _statement(table)))
+        parts.append(sql.SQL("{} AS ({})").format(sql.Identifier(table), _text(*folder, table)))
         joins = [devices.join("JOIN", kind, kind.key, kind.key) for kind in KINDS if kind.key in columns]
         arrays = [
             sql.SQL("array_agg({}.number)").format(sql.Identifier(name))
@@ -110,8 +160,10 @@ def _query(devices: Devices) -> sql.Composed:
     return sql.SQL("WITH {} SELECT * FROM {}").format(sql.SQL(", ").join(parts), sql.SQL(", ").join(tables))
 
 
-def _statement(name: str) -> sql.SQL:
-    return sql.SQL(files("bridge").joinpath("sql", "verify", f"{name}.sql").read_text(encoding="utf-8"))
+def _text(*path: str) -> sql.SQL:
+    """A query of sql/verify."""
+    file = files("bridge").joinpath("sql", "verify", *path[:-1], f"{path[-1]}.sql")
+    return sql.SQL(file.read_text(encoding="utf-8"))
 
 
 def _array(raw: bytes | None, form: str) -> Column:
@@ -124,14 +176,16 @@ def _array(raw: bytes | None, form: str) -> Column:
     return np.frombuffer(raw or bytes(ARRAY_HEADER_BYTES), element, offset=ARRAY_HEADER_BYTES)["value"].astype(value)
 
 
-def check_analytics(devices: Devices, truth: Answers, found: Mapping[str, Table] | str, show: int) -> Iterator[Check]:
+def check_analytics(
+    devices: Devices, truth: Answers, source: Source, found: Mapping[str, Table] | str, show: int
+) -> Iterator[Check]:
     """Compares table by table; all of it differs where there is only PostgreSQL's reason."""
     for table, expected in _expected(devices, truth).items():
         if isinstance(found, str):
             check = Check(TITLES[table], len(expected["readings"]), 0, show)
             check.add(Difference(ALTERED, "all", None, None, {"PostgreSQL says": found}))
         else:
-            check = _check(devices, table, expected, found[table], show)
+            check = _check(devices, table, expected, found[table], source, show)
         yield check
 
 
@@ -169,9 +223,15 @@ def _expected(devices: Devices, truth: Answers) -> dict[str, Table]:
     }
 
 
-def _check(devices: Devices, table: str, expected: Table, found: Table, show: int) -> Check:
+def _check(devices: Devices, table: str, expected: Table, found: Table, source: Source, show: int) -> Check:
     check = Check(TITLES[table], len(expected["readings"]), len(found["readings"]), show)
     pairs = pair(*_keys(expected), *_keys(found))
+    if source.settings and "efficiency" in expected:
+        gives, may_give = where_efficient(expected["matched_ac"], expected["matched_dc"], source.settings.least_kwh)
+        given = np.zeros_like(gives)
+        given[pairs.expected] = ~np.isnan(found["efficiency"][pairs.found])
+        none = ~gives & ~(may_give & given)
+        expected |= {"efficiency": np.where(none, np.nan, expected["efficiency"])}
     differs = {
         name: differing_answers(column[pairs.expected], found[name][pairs.found], ANALYTICS[table][name])
         for name, column in expected.items()
@@ -180,6 +240,14 @@ def _check(devices: Devices, table: str, expected: Table, found: Table, show: in
     add_lone(check, pairs, must, has)
     add_unlike(check, ALTERED, any_differs(differs), differs, pairs, must, has)
     return check
+
+
+def where_efficient(ac: Column, dc: Column, least_kwh: float) -> tuple[Bools, Bools]:
+    """Where the schema gives an efficiency, and where the noise of its sums decides whether it does."""
+    slack = 1 + TOLERANCE
+    gives = (ac >= least_kwh * slack) & (dc * slack <= ac)
+    may_give = (ac * slack >= least_kwh) & (dc <= ac * slack) & ~gives
+    return gives, may_give
 
 
 def _keys(table: Table) -> tuple[Column, Column]:

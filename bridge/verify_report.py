@@ -111,6 +111,8 @@ class Verdict:
     database: str
     complete: bool
     checks: list[Check]
+    analytics: str
+    """How the database's were computed."""
     books: dict[str, int]
     hints: list[str]
     steps: dict[str, float] = field(default_factory=dict)
@@ -159,6 +161,7 @@ def print_json(verdict: Verdict) -> None:
             }
             for check in verdict.checks
         ],
+        "analytics": verdict.analytics,
         "books": verdict.books,
         "hints": verdict.hints,
         "seconds": {step: round(seconds, 3) for step, seconds in verdict.steps.items()},
@@ -193,6 +196,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
             yield f"{check.name}: {total:,} {kind}{more}{':' if shown else ''}"
             for one in shown:
                 yield f"  {_line(one)}"
+    yield f"analytics: {verdict.analytics}"
     books = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in verdict.books.items())
     yield f"books: {books}"
     yield verdict.sentence

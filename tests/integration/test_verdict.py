@@ -1,11 +1,16 @@
 """The whole of it: a fleet with every fault, the real bridge, and a verdict about every single reading."""
 
 import json
+import random
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from bridge.services import LeashedProcess
@@ -39,6 +44,46 @@ def verify(daemon: Daemon, dsn: str, ledger: Path) -> dict[str, Any]:
     return verdict
 
 
+# Somewhere in what is there, sometimes before the newest hour; each step rolls up little of it.
+ADVANCE = """
+SELECT rollup_advance(max(ts) - %s * interval '1 minute') FROM meter_live HAVING max(ts) IS NOT NULL
+"""
+STEP = "SELECT complete_until < late_before OR marks_left > 0 FROM rollup_refresh('1 hour', 40)"
+
+
+@contextmanager
+def rolling_up(dsn: str) -> Iterator[None]:
+    """Beside the block: the watermark moves, far too early, and rollups are made and made again, at random moments."""
+    stop = threading.Event()
+    random_of = random.Random(4)
+
+    def work() -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while not stop.wait(random_of.uniform(0, 0.2)):
+                connection.execute(ADVANCE, (random_of.randrange(90),))
+                for _ in range(random_of.randrange(4)):
+                    connection.execute(STEP)
+
+    with in_background(work):
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+def roll_up_everything(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("SELECT rollup_advance(max(ts) + interval '15 minutes') FROM meter_history")
+        # No row: somebody else is at it.
+        while connection.execute(STEP).fetchone() != (False,):
+            pass
+
+
+def outcome(verdict: dict[str, Any]) -> list[tuple[str, bool, int]]:
+    """What was compared, without what depends on when."""
+    return [(check["check"], check["match"], check["found"]) for check in verdict["checks"]]
+
+
 def test_every_fault_at_once_and_a_clean_verdict(broker: Any, database: str, topic_root: str, ledger: Path) -> None:
     # Small batches: what comes late shall not be in one with what is newer.
     with Daemon(database, broker, topic_root, ledger.parent, batch__max_readings=50) as daemon:
@@ -70,6 +115,29 @@ def test_a_bridge_killed_again_and_again_still_has_a_clean_verdict(
         verdict = verify(daemon, database, ledger)
     assert verdict["match"], verdict
     check_books(database)
+
+
+def test_rollups_at_random_moments_change_no_answer(broker: Any, database: str, topic_root: str, ledger: Path) -> None:
+    """Beside our own steps the daemon's maintenance makes some; backlogs and held back readings come late."""
+    command = simulation(broker, topic_root, ledger, "--rate", "3000", "--messages", "20000")
+    often = {"batch__max_readings": 50, "maintenance__every_s": 0.3}
+    with Daemon(database, broker, topic_root, ledger.parent, **often) as daemon:
+        with rolling_up(database):
+            simulate(daemon, command, ledger.parent)
+        verdict = verify(daemon, database, ledger)
+        assert daemon.terminate() == 0
+    assert verdict["match"], verdict
+    assert verdict["analytics"] == "by the schema's own functions"
+    # Late readings have marked what was rolled up before them: otherwise this has tried nothing.
+    (made,) = ask(database, "SELECT last_value FROM pg_sequences WHERE sequencename = 'rollup_mark_id_seq'")[0]
+    assert made > 1_000
+
+    roll_up_everything(database)
+    (unrolled,) = ask(database, "SELECT count(*) FROM meter_history, rollup_progress WHERE ts >= complete_until")[0]
+    assert unrolled == 0
+    assert outcome(verify(daemon, database, ledger)) == outcome(verdict)
+    ask(database, "SELECT rollup_restart() IS NULL")
+    assert outcome(verify(daemon, database, ledger)) == outcome(verdict)
 
 
 def test_a_killed_simulator_leaves_a_ledger_that_still_decides(

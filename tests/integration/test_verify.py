@@ -24,7 +24,7 @@ from bridge.store import Store
 from bridge.topics import Channel, Topics
 from bridge.verify import Options
 from bridge.verify_letters import canonical
-from bridge.verify_report import print_json, print_table
+from bridge.verify_report import Verdict, print_json, print_table
 from simulator.faults import FaultConfig, messages
 from simulator.fleet import Fleet, FleetConfig
 from simulator.ledger import LedgerWriter, Outcome, acks_path
@@ -474,6 +474,167 @@ async def test_sums_without_end_are_no_match(run: Run, database: str, verify: Ve
     said = verify("--json")
     assert named_in(said, "energy by meter", device)["found"]["ac"] == "inf"
     assert said.err == ""
+
+
+# --- the schema's own analytics, and its rollups -----------------------------------------------------------
+
+
+def roll_up(dsn: str, until: str = "(SELECT max(ts) FROM meter_history) + interval '1 day'") -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"SELECT rollup_advance({until})")
+        step = "SELECT complete_until < late_before OR marks_left > 0 FROM rollup_refresh('1 hour', 50)"
+        while connection.execute(step).fetchone() != (False,):
+            pass
+
+
+def verdict_of(run: Run, dsn: str) -> Verdict:
+    return verification.verify(run.ledger, dsn, Options(wait_s=0), say=print, progress=lambda _: None)
+
+
+def columns_that_differ(verdict: Verdict, check: str) -> dict[str | None, set[str]]:
+    """Of each device that is altered in a check, the columns."""
+    (found,) = (one for one in verdict.checks if one.name == check)
+    return {one.device: set(one.found or {}) for one in found.differences if one.kind == "altered"}
+
+
+async def test_the_schema_is_asked_for_its_own_analytics(run: Run, database: str, verify: Verify) -> None:
+    await store(database, run.messages)
+    ask(database, OTHER)
+    asked = {
+        "": "by the schema's own functions",
+        " options='-c search_path=other'": "by plain SQL over history",
+        # Functions of another schema have another history.
+        " options='-c search_path=other,public'": "by plain SQL over history",
+        " options='-c role=wattbridge_writer'": (
+            "by plain SQL over history, as this role may not call the schema's own functions"
+        ),
+    }
+    for options, how in asked.items():
+        verdict = verdict_of(run, database + options)
+        assert (verdict.match, verdict.analytics) == (True, how)
+    assert "analytics: by the schema's own functions" in verify().out.splitlines()
+    assert json.loads(verify("--json").out)["analytics"] == asked[""]
+
+
+async def test_a_function_that_is_wrong_is_a_difference(run: Run, database: str) -> None:
+    """What is asked are the functions, not history: it is right, and they are not."""
+    await store(database, run.messages)
+    wrong = "SELECT replace(pg_get_functiondef(oid), 'SELECT CASE', 'SELECT CASE WHEN true THEN ''no'' ') FROM pg_proc"
+    ((statement,),) = ask(database, f"{wrong} WHERE proname = 'efficiency_reason'")
+    ask(database, statement)
+    verdict = verdict_of(run, database)
+    assert [check.name for check in verdict.checks if not check.match] == ["energy by vehicle"]
+    assert {*map(frozenset, columns_that_differ(verdict, "energy by vehicle").values())} == {frozenset({"efficiency"})}
+    assert verdict.hints == []
+
+
+@pytest.mark.parametrize("least_kwh", ["0.001", "0.1", "3"])
+async def test_an_efficiency_is_there_exactly_where_the_schema_gives_one(
+    run: Run, database: str, least_kwh: str
+) -> None:
+    await store(database, run.messages)
+    ask(database, f"UPDATE analytics_setting SET efficiency_least_kwh = {least_kwh}")
+    given = ask(database, "SELECT efficiency IS NULL, count(*) FROM fleet_performance('-infinity') GROUP BY 1")
+    assert {without for without, _ in given} == {True, False}
+    assert verdict_of(run, database).match
+
+
+async def test_rollups_change_no_answer(run: Run, database: str) -> None:
+    """None, some, all, and such as late readings have made untrue since."""
+    half = len(run.messages) // 2
+    await store(database, run.messages[:half])
+    roll_up(database, "(SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY ts) FROM meter_history)")
+    roll_up(database)
+    await store(database, run.messages[half:])
+    (marked,) = ask(database, "SELECT count(*) FROM rollup_mark WHERE kind = 'meter'")[0]
+    assert marked > 10
+    assert verdict_of(run, database).match
+    ask(database, "SELECT rollup_refresh('6 hours', 10)")
+    (left,) = ask(database, "SELECT count(*) FROM rollup_mark")[0]
+    assert left > 10
+    assert verdict_of(run, database).match
+    roll_up(database)
+    assert verdict_of(run, database).match
+    (behind,) = ask(
+        database, "SELECT rollup_restart(percentile_disc(0.5) WITHIN GROUP (ORDER BY ts)) FROM meter_history"
+    )[0]
+    assert behind < ask(database, "SELECT max(ts) FROM meter_history")[0][0]
+    assert verdict_of(run, database).match
+
+
+ROLLUPS = [
+    ("vehicle_quarter_hour", "readings = readings {} 1", {"energy by vehicle": {"readings"}}),
+    ("vehicle_quarter_hour", "kwh_dc = kwh_dc {} 0.0001", {"energy by vehicle": {"dc"}}),
+    ("meter_quarter_hour", "readings = readings {} 1", {"energy by meter": {"readings"}}),
+    ("meter_quarter_hour", "kwh_ac = kwh_ac {} 0.0001", {"energy by meter": {"ac"}}),
+    ("charging_hour", "minutes = minutes {} 1", {"energy by vehicle": {"minutes"}, "energy by meter": {"minutes"}}),
+    ("charging_hour", "matched_ac = matched_ac {} 0.0001",
+     {"energy by vehicle": {"matched_ac", "efficiency"}, "energy by meter": {"matched_ac"}}),
+    ("charging_hour", "matched_dc = matched_dc {} 0.0001", {"energy by vehicle": {"matched_dc", "efficiency"}}),
+    ("charging_quarter_hour", "readings = readings {} 1", {"charging sessions": {"readings"}}),
+    ("charging_quarter_hour", "kwh_dc = kwh_dc {} 0.0001", {"charging sessions": {"dc"}}),
+    ("charging_quarter_hour", "matched_ac = matched_ac {} 0.0001", {"charging sessions": {"ac"}}),
+]  # fmt: skip
+
+
+async def test_a_rollup_that_is_not_true_is_named(run: Run, database: str) -> None:
+    await store(database, run.messages)
+    roll_up(database)
+    # Of a vehicle that has an efficiency, and of its meter.
+    query = "SELECT vehicle_id, meters[1] FROM fleet_performance('-infinity') WHERE cardinality(meters) = 1 AND "
+    vehicle, meter = ask(database, f"{query} efficiency < 0.95 AND kwh_ac > 1 ORDER BY 1 LIMIT 1")[0]
+    for table, wrong, differs in ROLLUPS:
+        key, device = ("meter_id", meter) if table.startswith("meter") else ("vehicle_id", vehicle)
+        hour = "hour" if table == "charging_hour" else "quarter_hour"
+        first = f"(SELECT min({hour}) FROM {table} WHERE {key} = '{device}')"
+        update = f"UPDATE {table} SET {wrong} WHERE {key} = '{device}' AND {hour} = {first}"
+        change(database, update.format("+"))
+        verdict = verdict_of(run, database)
+        change(database, update.format("-"))
+        assert {one.name for one in verdict.checks if not one.match} == set(differs), (table, wrong)
+        for check, columns in differs.items():
+            named_device = meter if check == "energy by meter" else vehicle
+            assert columns_that_differ(verdict, check) == {named_device: columns}, (table, wrong)
+    assert verdict_of(run, database).match
+
+
+@pytest.mark.parametrize("kind", ["meter", "vehicle"])
+async def test_a_mark_that_is_lost_is_a_difference(run: Run, database: str, kind: str) -> None:
+    half = len(run.messages) // 2
+    await store(database, run.messages[:half])
+    roll_up(database)
+    await store(database, run.messages[half:])
+    assert verdict_of(run, database).match
+    (device,) = ask(database, "SELECT min(device_id) FROM rollup_mark WHERE kind = %s", kind)[0]
+    ask(database, "DELETE FROM rollup_mark WHERE kind = %s AND device_id = %s", kind, device)
+    verdict = verdict_of(run, database)
+    assert "readings" in columns_that_differ(verdict, f"energy by {kind}")[device]
+
+
+CIRCUMSTANCES = {
+    "assigned": "INSERT INTO charger_assignment SELECT vehicle_id, 'MTR-000001', '(,)' FROM vehicle_live",
+    "naming rule": "UPDATE analytics_setting SET vehicle_prefix = 'VEH-', meter_prefix = 'MTR-'",
+    "session_gap": "UPDATE analytics_setting SET session_gap = '1 day'",
+}
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
+async def test_what_the_ledger_cannot_know_is_a_note(run: Run, database: str, circumstance: str) -> None:
+    await store(database, run.messages)
+    ask(database, CIRCUMSTANCES[circumstance])
+    verdict = verdict_of(run, database)
+    rightly = [hint for hint in verdict.hints if "may rightly differ" in hint]
+    assert not verdict.match
+    assert len(rightly) == 1
+    assert circumstance in rightly[0]
+    assert verdict_of(run, f"{database} options='-c role=wattbridge_writer'").match
+
+
+async def test_where_nothing_differs_there_is_no_note(run: Run, database: str) -> None:
+    await store(database, run.messages)
+    ask(database, "INSERT INTO charger_assignment VALUES ('VEH-999999', 'MTR-999999', '[2026-01-01, 2027-01-01)')")
+    verdict = verdict_of(run, database)
+    assert (verdict.match, verdict.hints) == (True, [])
 
 
 # --- what is in doubt --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bridge import verify
 from bridge.verify import Patience
-from bridge.verify_analytics import TOLERANCE, differing_answers
+from bridge.verify_analytics import TOLERANCE, differing_answers, where_efficient
 from bridge.verify_letters import canonical
 from bridge.verify_report import (
     ALTERED,
@@ -139,6 +139,24 @@ def test_whole_numbers_differ_by_one() -> None:
     assert differing_answers(many, many + 1, "bigint").tolist() == [True]
 
 
+@pytest.mark.parametrize(
+    ("ac", "dc", "gives"),
+    [
+        (0.0999, 0.05, "no"),
+        (0.1 * (1 - TOLERANCE / 2), 0.05, "maybe"),
+        (0.1, 0.05, "maybe"),
+        (0.1001, 0.05, "yes"),
+        (0.0, 0.0, "no"),
+        (5.0, 4.9999, "yes"),
+        (5.0, 5.0, "maybe"),
+        (5.0, 5.0001, "no"),
+    ],
+)
+def test_at_the_edge_the_noise_decides_whether_there_is_an_efficiency(ac: float, dc: float, gives: str) -> None:
+    sure, maybe = where_efficient(np.array([ac]), np.array([dc]), 0.1)
+    assert (sure.tolist(), maybe.tolist()) == ([gives == "yes"], [gives == "maybe"])
+
+
 # --- patience ----------------------------------------------------------------------------------------------
 
 
@@ -244,7 +262,9 @@ def verdict_of(*differences: Difference) -> Verdict:
     check = Check("meter history", 1, 1, show=10)
     for one in differences:
         check.add(one)
-    return Verdict("fleet.ledger", "localhost:5432/energy", complete=True, checks=[check], books={}, hints=[])
+    return Verdict(
+        "fleet.ledger", "localhost:5432/energy", complete=True, checks=[check], analytics="", books={}, hints=[]
+    )
 
 
 @pytest.mark.parametrize("kind", [MISSING, STALE])
