@@ -357,7 +357,7 @@ class World:
                 "SELECT pg_size_pretty(pg_database_size(current_database())), "
                 "pg_size_pretty(sum(pg_total_relation_size(relid))) "
                 "FROM unnest(ARRAY['meter_quarter_hour', 'vehicle_quarter_hour', 'charging_quarter_hour', "
-                "'charging_hour']::regclass[]) AS rollup, pg_partition_tree(rollup)"
+                "'charging_two_hours']::regclass[]) AS rollup, pg_partition_tree(rollup)"
             ).fetchone()
             print(f"size of {name}: {sizes[0]}, of which rollups {sizes[1]}")
 

@@ -41,7 +41,7 @@ DECLARE
         'meter_quarters_of(text[], timestamptz[], timestamptz[])',
         'new_devices(text, timestamptz)',
         'rolled_up(timestamptz, timestamptz)',
-        'rollup_hours(timestamptz, timestamptz, text[])',
+        'rollup_two_hours(timestamptz, timestamptz, text[])',
         'rollup_marks(integer, timestamptz, timestamptz)',
         'vehicle_quarters_between(timestamptz, timestamptz)',
         'vehicle_quarters_of(text[], timestamptz[], timestamptz[])',
@@ -83,7 +83,7 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_reader', current_schema());
         GRANT SELECT ON
             charger_performance_24h, charging_session, closed_24h, data_quality, dead_letter_summary, device_silent, fleet_inefficient,
-            fleet_summary_24h, ingest_status, meter_status, vehicle_performance_24h, vehicle_reading, vehicle_status
+            fleet_summary_24h, ingest_status, meter_reading, meter_status, vehicle_performance_24h, vehicle_reading, vehicle_status
         TO wattbridge_reader;
         FOREACH routine IN ARRAY asking LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO wattbridge_reader', routine);

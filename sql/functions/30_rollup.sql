@@ -48,7 +48,7 @@ BEGIN
     FOR month IN
         SELECT generate_series(date_trunc('month', since AT TIME ZONE 'UTC'), (until - '1 microsecond'::interval) AT TIME ZONE 'UTC', '1 month')
     LOOP
-        FOREACH rollup IN ARRAY ARRAY['charging_hour', 'charging_quarter_hour', 'meter_quarter_hour', 'vehicle_quarter_hour']::regclass[] LOOP
+        FOREACH rollup IN ARRAY ARRAY['charging_two_hours', 'charging_quarter_hour', 'meter_quarter_hour', 'vehicle_quarter_hour']::regclass[] LOOP
             PERFORM ensure_partition(
                 rollup, to_char(month, 'YYYYMM'), month AT TIME ZONE 'UTC', (month + '1 month'::interval) AT TIME ZONE 'UTC'
             );
@@ -73,33 +73,33 @@ $$;
 
 COMMENT ON FUNCTION history_days(timestamptz) IS 'The days (UTC) for which there are partitions of history that reach beyond since.';
 
--- Charging of the hours between two times that are complete, from the rollups of their quarter hours; of all vehicles, or of some.
-CREATE OR REPLACE FUNCTION rollup_hours(since timestamptz, until timestamptz, vehicles text[] DEFAULT NULL) RETURNS void
+-- Charging of every two hours between two times that are complete, from the rollups of their quarter hours; of all vehicles, or of some.
+CREATE OR REPLACE FUNCTION rollup_two_hours(since timestamptz, until timestamptz, vehicles text[] DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    first_hour timestamptz := date_bin('1 hour', since, 'epoch');
-    end_hour   timestamptz := date_bin('1 hour', until, 'epoch');
+    first_block timestamptz := date_bin('2 hours', since, 'epoch');
+    end_block   timestamptz := date_bin('2 hours', until, 'epoch');
 BEGIN
-    DELETE FROM charging_hour AS rollup
-    WHERE rollup.hour >= first_hour AND rollup.hour < end_hour AND (vehicles IS NULL OR rollup.vehicle_id = ANY (vehicles));
-    INSERT INTO charging_hour (vehicle_id, meter_id, hour, minutes, matched_ac, matched_dc)
+    DELETE FROM charging_two_hours AS rollup
+    WHERE rollup.two_hours >= first_block AND rollup.two_hours < end_block AND (vehicles IS NULL OR rollup.vehicle_id = ANY (vehicles));
+    INSERT INTO charging_two_hours (vehicle_id, meter_id, two_hours, minutes, matched_ac, matched_dc)
     SELECT
         rollup.vehicle_id,
         rollup.meter_id,
-        date_bin('1 hour', rollup.quarter_hour, 'epoch') AS hour,
+        date_bin('2 hours', rollup.quarter_hour, 'epoch') AS two_hours,
         sum(rollup.minutes),
         sum(rollup.matched_ac),
         sum(rollup.matched_dc)
     FROM charging_quarter_hour AS rollup
-    WHERE rollup.quarter_hour >= first_hour AND rollup.quarter_hour < end_hour AND (vehicles IS NULL OR rollup.vehicle_id = ANY (vehicles))
-    GROUP BY rollup.vehicle_id, rollup.meter_id, hour
-    ORDER BY hour, rollup.vehicle_id;
+    WHERE rollup.quarter_hour >= first_block AND rollup.quarter_hour < end_block AND (vehicles IS NULL OR rollup.vehicle_id = ANY (vehicles))
+    GROUP BY rollup.vehicle_id, rollup.meter_id, two_hours
+    ORDER BY two_hours, rollup.vehicle_id;
 END
 $$;
 
-COMMENT ON FUNCTION rollup_hours(timestamptz, timestamptz, text[]) IS 'Makes charging_hour again for the whole hours between two times, for some vehicles (NULL: all).';
+COMMENT ON FUNCTION rollup_two_hours(timestamptz, timestamptz, text[]) IS 'Makes charging_two_hours again for every two hours that are whole between two times, for some vehicles (NULL: all).';
 
 -- Marked quarter hours from history again. A mark of more than a day is taken a day at a time, the newest first.
 CREATE OR REPLACE FUNCTION rollup_marks(most_marks integer, since timestamptz, until timestamptz) RETURNS void
@@ -190,8 +190,8 @@ BEGIN
     USING unnest(devices, sinces, untils) AS piece (vehicle_id, since, until)
     WHERE rollup.vehicle_id = piece.vehicle_id AND rollup.quarter_hour >= piece.since AND rollup.quarter_hour < piece.until;
     INSERT INTO charging_quarter_hour SELECT * FROM charging_of(devices, sinces, untils);
-    PERFORM rollup_hours(
-        min(piece.since), least(max(piece.until) + '1 hour'::interval, rollup_marks.until), array_agg(DISTINCT piece.vehicle_id)
+    PERFORM rollup_two_hours(
+        min(piece.since), least(max(piece.until) + '2 hours'::interval, rollup_marks.until), array_agg(DISTINCT piece.vehicle_id)
     )
     FROM unnest(devices, sinces, untils) AS piece (vehicle_id, since, until)
     GROUP BY date_bin('1 day', piece.since, 'epoch');
@@ -201,7 +201,7 @@ $$;
 COMMENT ON FUNCTION rollup_marks(integer, timestamptz, timestamptz) IS
     'Makes at most so many marked quarter hours between two times again, and deletes their marks.';
 
-CREATE OR REPLACE FUNCTION rollup_refresh(longest interval DEFAULT '6 hours', most_marks integer DEFAULT 500)
+CREATE OR REPLACE FUNCTION rollup_refresh(longest interval DEFAULT '1 hour', most_marks integer DEFAULT 500)
 RETURNS TABLE (complete_until timestamptz, late_before timestamptz, marks_left bigint)
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
@@ -240,7 +240,7 @@ BEGIN
             DELETE FROM charging_quarter_hour AS rollup WHERE rollup.quarter_hour >= begins AND rollup.quarter_hour < ends;
             INSERT INTO charging_quarter_hour
             SELECT * FROM charging_between(begins, ends) AS rollup ORDER BY rollup.quarter_hour, rollup.vehicle_id;
-            PERFORM rollup_hours(begins, ends);
+            PERFORM rollup_two_hours(begins, ends);
         ELSE
             ends := progress.late_before;
         END IF;

@@ -138,25 +138,25 @@ COMMENT ON COLUMN charging_quarter_hour.soc_from IS 'State of charge of the firs
 COMMENT ON COLUMN charging_quarter_hour.soc_to IS 'State of charge of the last reading, in percent.';
 COMMENT ON COLUMN charging_quarter_hour.peak_kwh IS 'Most DC energy in one minute, in kWh.';
 
-CREATE TABLE charging_hour (
+CREATE TABLE charging_two_hours (
     vehicle_id text             NOT NULL,
     meter_id   text             NOT NULL,
-    hour       timestamptz      NOT NULL,
+    two_hours  timestamptz      NOT NULL,
     minutes    bigint           NOT NULL,
     matched_ac double precision NOT NULL,
     matched_dc double precision NOT NULL,
-    PRIMARY KEY (vehicle_id, hour, meter_id)
-) PARTITION BY RANGE (hour);
-CREATE INDEX charging_hour_brin ON charging_hour USING brin (hour timestamptz_minmax_multi_ops) WITH (autosummarize = on);
+    PRIMARY KEY (vehicle_id, two_hours, meter_id)
+) PARTITION BY RANGE (two_hours);
+CREATE INDEX charging_two_hours_brin ON charging_two_hours USING brin (two_hours timestamptz_minmax_multi_ops) WITH (autosummarize = on);
 
-COMMENT ON TABLE charging_hour IS
-    'Rollup of charging_quarter_hour to whole UTC hours before rollup_progress.complete_until: what makes a day of the whole fleet quick.';
-COMMENT ON COLUMN charging_hour.vehicle_id IS 'The vehicle.';
-COMMENT ON COLUMN charging_hour.meter_id IS 'The meter.';
-COMMENT ON COLUMN charging_hour.hour IS 'Start of the hour.';
-COMMENT ON COLUMN charging_hour.minutes IS 'Matched minutes.';
-COMMENT ON COLUMN charging_hour.matched_ac IS 'AC energy of the matched minutes, in kWh.';
-COMMENT ON COLUMN charging_hour.matched_dc IS 'DC energy of the matched minutes, in kWh.';
+COMMENT ON TABLE charging_two_hours IS
+    'Rollup of charging_quarter_hour to two hours (UTC) before rollup_progress.complete_until: what makes a day of the whole fleet quick.';
+COMMENT ON COLUMN charging_two_hours.vehicle_id IS 'The vehicle.';
+COMMENT ON COLUMN charging_two_hours.meter_id IS 'The meter.';
+COMMENT ON COLUMN charging_two_hours.two_hours IS 'Start of the two hours: an even hour of UTC.';
+COMMENT ON COLUMN charging_two_hours.minutes IS 'Matched minutes.';
+COMMENT ON COLUMN charging_two_hours.matched_ac IS 'AC energy of the matched minutes, in kWh.';
+COMMENT ON COLUMN charging_two_hours.matched_dc IS 'DC energy of the matched minutes, in kWh.';
 
 CREATE TABLE rollup_progress (
     only_row       boolean     PRIMARY KEY DEFAULT true CHECK (only_row),

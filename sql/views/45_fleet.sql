@@ -10,6 +10,25 @@ COMMENT ON COLUMN closed_24h.since IS 'Start of the window.';
 COMMENT ON COLUMN closed_24h.until IS 'End of the window, not included.';
 
 CREATE OR REPLACE VIEW fleet_inefficient AS
+WITH part AS MATERIALIZED (
+    SELECT part.*, closed.since, closed.until
+    FROM closed_24h AS closed
+    CROSS JOIN LATERAL fleet_charging(closed.since, closed.until) AS part
+),
+charged AS (
+    SELECT
+        whole.*,
+        finding(
+            whole.ac, whole.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)
+        ) AS finding
+    FROM (
+        SELECT part.vehicle_id, sum(part.minutes)::bigint AS minutes, sum(part.matched_ac) AS ac, sum(part.matched_dc) AS dc
+        FROM part
+        GROUP BY part.vehicle_id
+    ) AS whole
+    CROSS JOIN analytics_setting AS setting
+)
+-- Meters are collected for those that are found alone, and not for the whole fleet.
 SELECT
     charged.vehicle_id,
     charged.finding,
@@ -19,31 +38,13 @@ SELECT
     charged.dc AS kwh_dc,
     CASE WHEN charged.dc <= charged.ac THEN charged.ac - charged.dc END AS loss_kwh,
     charged.minutes AS matched_minutes,
-    charged.meters,
-    charged.since,
-    charged.until
-FROM (
-    SELECT
-        whole.*,
-        finding(
-            whole.ac, whole.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)
-        ) AS finding
-    FROM (
-        SELECT
-            part.vehicle_id,
-            sum(part.minutes)::bigint AS minutes,
-            sum(part.matched_ac) AS ac,
-            sum(part.matched_dc) AS dc,
-            array_agg(part.meter_id ORDER BY part.meter_id) AS meters,
-            closed.since,
-            closed.until
-        FROM closed_24h AS closed
-        CROSS JOIN LATERAL fleet_charging(closed.since, closed.until) AS part
-        GROUP BY part.vehicle_id, closed.since, closed.until
-    ) AS whole
-    CROSS JOIN analytics_setting AS setting
-) AS charged
+    array_agg(part.meter_id ORDER BY part.meter_id) AS meters,
+    part.since,
+    part.until
+FROM charged
+JOIN part USING (vehicle_id)
 WHERE charged.finding IS NOT NULL
+GROUP BY charged.vehicle_id, charged.finding, charged.ac, charged.dc, charged.minutes, part.since, part.until
 ORDER BY charged.dc > charged.ac, abs(1 - charged.dc / charged.ac) DESC, charged.vehicle_id;
 
 COMMENT ON VIEW fleet_inefficient IS

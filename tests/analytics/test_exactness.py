@@ -28,7 +28,7 @@ TOPICS = Topics("energy/v1/{kind}/{device_id}/telemetry", "energy/v1/{kind}/{dev
 VEHICLES = ["VEH-1", "VEH-2", "VEH_3", "CAR-4", "CAR-5"]
 METERS = ["MTR-1", "MTR-2", "MTR-3", "BOX-4"]
 UNKNOWN_VEHICLE, SILENT_METER = "VEH-9", "MTR-9"
-ROLLUPS = ("meter_quarter_hour", "vehicle_quarter_hour", "charging_quarter_hour", "charging_hour")
+ROLLUPS = ("meter_quarter_hour", "vehicle_quarter_hour", "charging_quarter_hour", "charging_two_hours")
 
 
 # --- what may happen ---------------------------------------------------------------------------------------

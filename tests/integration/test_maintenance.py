@@ -48,7 +48,7 @@ from tests.integration.harness import (
 TOPICS = Topics("energy/v1/{kind}/{device_id}/telemetry", "energy/v1/{kind}/{device_id}/status")
 QUARTER = timedelta(minutes=15)
 WATERMARK = datetime(2026, 2, 10, 15, tzinfo=UTC)
-ROLLUPS = ("meter_quarter_hour", "vehicle_quarter_hour", "charging_quarter_hour", "charging_hour")
+ROLLUPS = ("meter_quarter_hour", "vehicle_quarter_hour", "charging_quarter_hour", "charging_two_hours")
 # Rounds so often that a test need not wait.
 OFTEN = {"maintenance__every_s": 0.2}
 MAINTAINERS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'wattbridge-maintenance'"
@@ -123,8 +123,8 @@ def rollups(dsn: str) -> Rollups:
     found: Rollups = {}
     for table in ROLLUPS:
         rows = ask(dsn, f"SELECT * FROM {table}")
-        size = {"charging_hour": 3, "charging_quarter_hour": 3}.get(table, 2)
-        keys = [(row[0], row[2], row[1]) if table == "charging_hour" else row[:size] for row in rows]
+        size = {"charging_two_hours": 3, "charging_quarter_hour": 3}.get(table, 2)
+        keys = [(row[0], row[2], row[1]) if table == "charging_two_hours" else row[:size] for row in rows]
         found[table] = dict(zip(keys, rows, strict=True))
         assert len(found[table]) == len(rows)
     return found
@@ -402,7 +402,7 @@ def test_the_daemon_makes_partitions_and_rollups_by_itself(
         assert daemon.events("rollups.refreshed")
         assert daemon.terminate() == 0
     assert check_books(database).stored == len(readings) + len(late)
-    assert rollups(database)["charging_hour"]
+    assert rollups(database)["charging_two_hours"]
     assert_right(database)
 
 
@@ -712,7 +712,7 @@ def spoil(dsn: str) -> None:
     """As somebody does who works on the tables by hand."""
     ask(dsn, "UPDATE meter_quarter_hour SET kwh_ac = kwh_ac + 1")
     ask(dsn, "DELETE FROM vehicle_quarter_hour")
-    ask(dsn, "UPDATE charging_hour SET minutes = 0")
+    ask(dsn, "UPDATE charging_two_hours SET minutes = 0")
 
 
 def test_rebuild_makes_them_again(rolled_up: Rollups, database: str, broker: Address, tmp_path: Path) -> None:

@@ -567,10 +567,10 @@ ROLLUPS = [
     ("vehicle_quarter_hour", "kwh_dc = kwh_dc {} 0.0001", {"energy by vehicle": {"dc"}}),
     ("meter_quarter_hour", "readings = readings {} 1", {"energy by meter": {"readings"}}),
     ("meter_quarter_hour", "kwh_ac = kwh_ac {} 0.0001", {"energy by meter": {"ac"}}),
-    ("charging_hour", "minutes = minutes {} 1", {"energy by vehicle": {"minutes"}, "energy by meter": {"minutes"}}),
-    ("charging_hour", "matched_ac = matched_ac {} 0.0001",
+    ("charging_two_hours", "minutes = minutes {} 1", {"energy by vehicle": {"minutes"}, "energy by meter": {"minutes"}}),
+    ("charging_two_hours", "matched_ac = matched_ac {} 0.0001",
      {"energy by vehicle": {"matched_ac", "efficiency"}, "energy by meter": {"matched_ac"}}),
-    ("charging_hour", "matched_dc = matched_dc {} 0.0001", {"energy by vehicle": {"matched_dc", "efficiency"}}),
+    ("charging_two_hours", "matched_dc = matched_dc {} 0.0001", {"energy by vehicle": {"matched_dc", "efficiency"}}),
     ("charging_quarter_hour", "readings = readings {} 1", {"charging sessions": {"readings"}}),
     ("charging_quarter_hour", "kwh_dc = kwh_dc {} 0.0001", {"charging sessions": {"dc"}}),
     ("charging_quarter_hour", "matched_ac = matched_ac {} 0.0001", {"charging sessions": {"ac"}}),
@@ -585,7 +585,7 @@ async def test_a_rollup_that_is_not_true_is_named(run: Run, database: str) -> No
     vehicle, meter = ask(database, f"{query} efficiency < 0.95 AND kwh_ac > 1 ORDER BY 1 LIMIT 1")[0]
     for table, wrong, differs in ROLLUPS:
         key, device = ("meter_id", meter) if table.startswith("meter") else ("vehicle_id", vehicle)
-        hour = "hour" if table == "charging_hour" else "quarter_hour"
+        hour = "two_hours" if table == "charging_two_hours" else "quarter_hour"
         first = f"(SELECT min({hour}) FROM {table} WHERE {key} = '{device}')"
         update = f"UPDATE {table} SET {wrong} WHERE {key} = '{device}' AND {hour} = {first}"
         change(database, update.format("+"))
