@@ -30,6 +30,15 @@ $$;
 COMMENT ON FUNCTION finding(double precision, double precision, double precision, double precision) IS
     'What matched energies of kWh AC and DC point at, given a threshold of the efficiency and a least energy; NULL: nothing.';
 
+CREATE OR REPLACE FUNCTION kwh_left(total double precision, part double precision) RETURNS double precision
+LANGUAGE sql IMMUTABLE
+AS $$
+    -- Less than a millionth of a Wh is what the order of the terms does to a sum of doubles.
+    SELECT CASE WHEN abs(total - part) < 1e-9 THEN 0 ELSE total - part END
+$$;
+
+COMMENT ON FUNCTION kwh_left(double precision, double precision) IS 'What is left of a total in kWh without a part of it.';
+
 CREATE OR REPLACE FUNCTION vehicle_runs(vehicle text, since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity')
 RETURNS SETOF charging_quarter_hour
 LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -156,7 +165,7 @@ COMMENT ON FUNCTION fleet_runs(timestamptz, timestamptz) IS
     'Runs of all vehicles at meters, of their readings with since <= ts < until; exact at any moment. Columns as in charging_quarter_hour.';
 
 -- The same summed up, two hours at a time where they are whole: what makes a day of a large fleet quick.
-CREATE OR REPLACE FUNCTION fleet_charging(since timestamptz, until timestamptz)
+CREATE OR REPLACE FUNCTION fleet_charging(since timestamptz, until timestamptz, charged_only boolean DEFAULT false)
 RETURNS TABLE (vehicle_id text, meter_id text, minutes bigint, matched_ac double precision, matched_dc double precision)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path FROM CURRENT
@@ -197,14 +206,17 @@ BEGIN
         SELECT rollup.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
         FROM charging_two_hours AS rollup
         WHERE rollup.two_hours >= first_block AND rollup.two_hours < end_block AND rollup.vehicle_id <> ALL (marked_ids)
+            AND (NOT charged_only OR rollup.matched_ac > 0 OR rollup.matched_dc > 0)
         UNION ALL
         SELECT rollup.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
         FROM charging_quarter_hour AS rollup
         WHERE rollup.quarter_hour >= lower(closed) AND rollup.quarter_hour < first_block AND rollup.vehicle_id <> ALL (marked_ids)
+            AND (NOT charged_only OR rollup.matched_ac > 0 OR rollup.matched_dc > 0)
         UNION ALL
         SELECT rollup.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
         FROM charging_quarter_hour AS rollup
         WHERE rollup.quarter_hour >= end_block AND rollup.quarter_hour < upper(closed) AND rollup.vehicle_id <> ALL (marked_ids)
+            AND (NOT charged_only OR rollup.matched_ac > 0 OR rollup.matched_dc > 0)
         UNION ALL
         -- Marked vehicles: what is not marked of them, and the rest from history.
         SELECT marked.vehicle_id, rollup.meter_id, rollup.minutes, rollup.matched_ac, rollup.matched_dc
@@ -232,12 +244,13 @@ BEGIN
     )
     SELECT part.vehicle_id, part.meter_id, sum(part.minutes)::bigint, sum(part.matched_ac), sum(part.matched_dc)
     FROM part
-    GROUP BY part.vehicle_id, part.meter_id;
+    GROUP BY part.vehicle_id, part.meter_id
+    HAVING NOT charged_only OR sum(part.matched_ac) > 0 OR sum(part.matched_dc) > 0;
 END
 $$;
 
-COMMENT ON FUNCTION fleet_charging(timestamptz, timestamptz) IS
-    'Where vehicles were plugged in, with the matched minutes and their energy in kWh, of readings with since <= ts < until; exact at any moment.';
+COMMENT ON FUNCTION fleet_charging(timestamptz, timestamptz, boolean) IS
+    'Where vehicles were plugged in, with the matched minutes and their energy in kWh, of readings with since <= ts < until; exact at any moment. charged_only: only where energy flowed in matched minutes; then minutes without are counted or not.';
 
 CREATE OR REPLACE FUNCTION vehicle_performance(
     vehicle text, since timestamptz DEFAULT now() - interval '24 hours', until timestamptz DEFAULT 'infinity'
@@ -287,7 +300,7 @@ BEGIN
         CASE WHEN why.reason IS NULL THEN charged.dc / charged.ac END,
         CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
         why.reason,
-        own.kwh_dc - charged.dc,
+        kwh_left(own.kwh_dc, charged.dc),
         own.soc_sum / nullif(own.readings, 0),
         newest,
         own.temp_sum / nullif(own.readings, 0),
@@ -355,7 +368,7 @@ BEGIN
         CASE WHEN why.reason IS NULL THEN charged.dc / charged.ac END,
         CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
         why.reason,
-        own.kwh_dc - coalesce(charged.dc, 0),
+        kwh_left(own.kwh_dc, coalesce(charged.dc, 0)),
         own.soc_sum / own.readings,
         newest.soc,
         own.temp_sum / own.readings,
@@ -435,7 +448,7 @@ BEGIN
         CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
         replace(why.reason, 'no meter known', 'no vehicle known'),
         finding(charged.ac, charged.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)),
-        coalesce(own.kwh_ac, 0) - coalesce(charged.ac, 0),
+        kwh_left(coalesce(own.kwh_ac, 0), coalesce(charged.ac, 0)),
         coalesce(charged.vehicles, '{}')
     FROM (
         SELECT * FROM meter_totals(fleet_chargers.since, fleet_chargers.until)

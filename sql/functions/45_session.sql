@@ -29,25 +29,39 @@ AS $$
 DECLARE
     setting analytics_setting := (SELECT analytics_setting FROM analytics_setting);
     -- Sessions are whole: the runs looked at reach beyond the window, for one vehicle to where it was silent.
-    first_ts timestamptz := date_bin('15 minutes', since, 'epoch') - CASE WHEN vehicle IS NULL THEN '2 days' ELSE '0' END::interval;
+    begin_ts timestamptz := date_bin('15 minutes', since, 'epoch') - CASE WHEN vehicle IS NULL THEN '2 days' ELSE '0' END::interval;
     end_ts   timestamptz := date_bin('15 minutes', until, 'epoch') + CASE WHEN vehicle IS NULL THEN '2 days' ELSE '15 minutes' END::interval;
+    look     interval    := greatest('6 hours', 2 * setting.session_gap);
+    silent   timestamptz;
 BEGIN
     IF since >= until THEN
         RETURN;
     END IF;
     IF vehicle IS NOT NULL THEN
-        WHILE isfinite(first_ts) AND EXISTS (SELECT FROM vehicle_runs(vehicle, first_ts - setting.session_gap, first_ts)) LOOP
-            first_ts := first_ts - '6 hours'::interval;
+        WHILE isfinite(begin_ts) AND EXISTS (SELECT FROM vehicle_runs(vehicle, begin_ts - setting.session_gap, begin_ts)) LOOP
+            SELECT date_bin('15 minutes', max(beginning.first_ts), 'epoch') INTO silent
+            FROM (
+                SELECT run.first_ts, lag(run.last_ts, 1, begin_ts - look) OVER (ORDER BY run.first_ts) AS before
+                FROM vehicle_runs(vehicle, begin_ts - look, begin_ts) AS run
+            ) AS beginning
+            WHERE beginning.first_ts - beginning.before > setting.session_gap;
+            begin_ts := coalesce(silent, begin_ts - look);
         END LOOP;
         WHILE isfinite(end_ts) AND EXISTS (SELECT FROM vehicle_runs(vehicle, end_ts, end_ts + setting.session_gap)) LOOP
-            end_ts := end_ts + '6 hours'::interval;
+            SELECT date_bin('15 minutes', min(ending.last_ts), 'epoch') + '15 minutes'::interval INTO silent
+            FROM (
+                SELECT run.last_ts, lead(run.first_ts, 1, end_ts + look) OVER (ORDER BY run.first_ts) AS after
+                FROM vehicle_runs(vehicle, end_ts, end_ts + look) AS run
+            ) AS ending
+            WHERE ending.after - ending.last_ts > setting.session_gap;
+            end_ts := coalesce(silent, end_ts + look);
         END LOOP;
     END IF;
     RETURN QUERY
     WITH run AS (
-        SELECT * FROM vehicle_runs(vehicle, first_ts, end_ts) WHERE charging_sessions.vehicle IS NOT NULL
+        SELECT * FROM vehicle_runs(vehicle, begin_ts, end_ts) WHERE charging_sessions.vehicle IS NOT NULL
         UNION ALL
-        SELECT * FROM fleet_runs(first_ts, end_ts) WHERE charging_sessions.vehicle IS NULL
+        SELECT * FROM fleet_runs(begin_ts, end_ts) WHERE charging_sessions.vehicle IS NULL
     ),
     edged AS (
         SELECT
@@ -86,7 +100,7 @@ BEGIN
         SELECT DISTINCT session.vehicle_id
         FROM session
         WHERE charging_sessions.vehicle IS NULL
-            AND (session.started < first_ts + setting.session_gap OR session.ended >= end_ts - setting.session_gap)
+            AND (session.started < begin_ts + setting.session_gap OR session.ended >= end_ts - setting.session_gap)
     )
     SELECT
         session.vehicle_id,

@@ -13,7 +13,7 @@ CREATE OR REPLACE VIEW fleet_inefficient AS
 WITH part AS MATERIALIZED (
     SELECT part.*, closed.since, closed.until
     FROM closed_24h AS closed
-    CROSS JOIN LATERAL fleet_charging(closed.since, closed.until) AS part
+    CROSS JOIN LATERAL fleet_charging(closed.since, closed.until, charged_only => true) AS part
 ),
 charged AS (
     SELECT
@@ -22,7 +22,7 @@ charged AS (
             whole.ac, whole.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)
         ) AS finding
     FROM (
-        SELECT part.vehicle_id, sum(part.minutes)::bigint AS minutes, sum(part.matched_ac) AS ac, sum(part.matched_dc) AS dc
+        SELECT part.vehicle_id, sum(part.matched_ac) AS ac, sum(part.matched_dc) AS dc
         FROM part
         GROUP BY part.vehicle_id
     ) AS whole
@@ -37,14 +37,13 @@ SELECT
     charged.ac AS kwh_ac,
     charged.dc AS kwh_dc,
     CASE WHEN charged.dc <= charged.ac THEN charged.ac - charged.dc END AS loss_kwh,
-    charged.minutes AS matched_minutes,
     array_agg(part.meter_id ORDER BY part.meter_id) AS meters,
     part.since,
     part.until
 FROM charged
 JOIN part USING (vehicle_id)
 WHERE charged.finding IS NOT NULL
-GROUP BY charged.vehicle_id, charged.finding, charged.ac, charged.dc, charged.minutes, part.since, part.until
+GROUP BY charged.vehicle_id, charged.finding, charged.ac, charged.dc, part.since, part.until
 ORDER BY charged.dc > charged.ac, abs(1 - charged.dc / charged.ac) DESC, charged.vehicle_id;
 
 COMMENT ON VIEW fleet_inefficient IS
@@ -57,8 +56,7 @@ COMMENT ON COLUMN fleet_inefficient.ratio IS 'kwh_dc / kwh_ac, whatever it is.';
 COMMENT ON COLUMN fleet_inefficient.kwh_ac IS 'AC energy of the matched minutes, in kWh; at least analytics_setting.inefficient_least_kwh.';
 COMMENT ON COLUMN fleet_inefficient.kwh_dc IS 'DC energy of the matched minutes, in kWh.';
 COMMENT ON COLUMN fleet_inefficient.loss_kwh IS 'kwh_ac - kwh_dc; NULL with the efficiency.';
-COMMENT ON COLUMN fleet_inefficient.matched_minutes IS 'Minutes in which it alone reported from a meter, and the meter reported too.';
-COMMENT ON COLUMN fleet_inefficient.meters IS 'The meters where it was plugged in.';
+COMMENT ON COLUMN fleet_inefficient.meters IS 'The meters where it charged in matched minutes.';
 COMMENT ON COLUMN fleet_inefficient.since IS 'Start of the window.';
 COMMENT ON COLUMN fleet_inefficient.until IS 'End of the window, not included.';
 
@@ -93,8 +91,8 @@ SELECT
     CASE WHEN why.reason IS NULL THEN metered.kwh_ac - driven.kwh_dc END AS loss_kwh,
     CASE WHEN why.reason IS NULL THEN driven.kwh_dc / metered.kwh_ac END AS efficiency,
     why.reason,
-    metered.kwh_ac - matched.ac AS unattributed_kwh_ac,
-    driven.kwh_dc - matched.dc AS unattributed_kwh_dc
+    kwh_left(metered.kwh_ac, matched.ac) AS unattributed_kwh_ac,
+    kwh_left(driven.kwh_dc, matched.dc) AS unattributed_kwh_dc
 FROM closed_24h AS closed
 CROSS JOIN analytics_setting AS setting
 CROSS JOIN LATERAL (

@@ -141,9 +141,15 @@ class Naive:
 
     def fleet_inefficient(self) -> list[Row]:
         """Worst first, and faults after them."""
-        names = ("vehicle_id", "efficiency", "kwh_ac", "kwh_dc", "loss_kwh", "matched_minutes", "meters")
+        names = ("vehicle_id", "efficiency", "kwh_ac", "kwh_dc", "loss_kwh")
+        charged = {(minute.vehicle_id, minute.meter_id) for minute in self.matched if minute.ac or minute.dc}
         found = [
-            {name: row[name] for name in names} | {"finding": finding, "ratio": row["kwh_dc"] / row["kwh_ac"]}
+            {name: row[name] for name in names}
+            | {
+                "finding": finding,
+                "ratio": row["kwh_dc"] / row["kwh_ac"],
+                "meters": sorted(meter for vehicle, meter in charged if vehicle == row["vehicle_id"]),
+            }
             for row in self.fleet_performance()
             if (finding := self._finding(row))
         ]

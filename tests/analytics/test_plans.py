@@ -78,6 +78,14 @@ QUESTIONS = {
     "meter_status": (f"SELECT * FROM meter_status WHERE meter_id = '{METER}'", NONE),
     "fleet_inefficient": ("SELECT * FROM fleet_inefficient", (DAY + timedelta(minutes=17), timedelta())),
     "charging_sessions": (f"SELECT * FROM charging_sessions('{VEHICLE}', now() - interval '3 days')", (4 * DAY, -DAY)),
+    # Whenever the window begins, the look back ends where the vehicle was silent: steps of fixed length went by it.
+    **{
+        f"charging_sessions, {hours} h earlier": (
+            f"SELECT * FROM charging_sessions('{VEHICLE}', now() - interval '{72 + hours} hours')",
+            (timedelta(hours=72 + hours) + DAY, -DAY),
+        )
+        for hours in range(1, 6)
+    },
     "charging_session": (f"SELECT * FROM charging_session WHERE vehicle_id = '{VEHICLE}'", (DAYS * DAY, -DAY)),
 }
 
