@@ -1,6 +1,7 @@
 -- What each device sent, by quarter hour: of history alone, and the same put together from rollups, marks and the open tail.
--- Settings of the functions: plans are made for the very window (partitions outside of it are not looked at), block ranges
--- and keys before whole partitions, hashing before sorting (statistics do not know how few devices a quarter hour has).
+-- Settings of the functions: what looks at all devices is planned for the very window, what looks some up by key once a
+-- session; block ranges and keys before whole partitions; hashing before sorting (statistics do not know how few devices a
+-- quarter hour has).
 
 CREATE OR REPLACE FUNCTION meter_quarters_between(since timestamptz, until timestamptz) RETURNS SETOF meter_quarter_hour
 LANGUAGE plpgsql STABLE SECURITY DEFINER

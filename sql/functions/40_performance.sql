@@ -50,10 +50,8 @@ DECLARE
     closed tstzrange;
     marked tstzmultirange;
     rolled tstzmultirange;
-    raw    tstzmultirange;
-    piece  tstzrange;
 BEGIN
-    IF since >= least(until, now() + '1 day'::interval) THEN
+    IF since >= until THEN
         RETURN;
     END IF;
     closed := rolled_up(since, until);
@@ -76,21 +74,13 @@ BEGIN
     WHERE rollup.vehicle_id = vehicle_runs.vehicle
         AND rollup.quarter_hour >= lower(rolled) AND rollup.quarter_hour < upper(rolled)
         AND rolled @> rollup.quarter_hour;
-    raw := tstzmultirange(tstzrange(since, least(until, now() + '1 day'::interval))) - rolled;
-    -- One by one where they are far apart: not to plan for all the partitions between them.
-    IF upper(raw) - lower(raw) > '3 days' THEN
-        FOR piece IN SELECT unnest(raw) LOOP
-            RETURN QUERY SELECT * FROM charging_of(ARRAY[vehicle], ARRAY[lower(piece)], ARRAY[upper(piece)]);
-        END LOOP;
-    ELSE
-        RETURN QUERY
-        SELECT again.*
-        FROM (
-            SELECT array_agg(vehicle) AS vehicles, array_agg(lower(part)) AS sinces, array_agg(upper(part)) AS untils
-            FROM unnest(raw) AS part
-        ) AS pieces
-        CROSS JOIN LATERAL charging_of(pieces.vehicles, pieces.sinces, pieces.untils) AS again;
-    END IF;
+    RETURN QUERY
+    SELECT edge.*
+    FROM (
+        SELECT array_agg(vehicle) AS vehicles, array_agg(lower(part)) AS sinces, array_agg(upper(part)) AS untils
+        FROM unnest(tstzmultirange(tstzrange(since, until)) - rolled) AS part
+    ) AS pieces
+    CROSS JOIN LATERAL charging_of(pieces.vehicles, pieces.sinces, pieces.untils) AS edge;
 END
 $$;
 
@@ -176,13 +166,13 @@ SET work_mem = '64MB'
 AS $$
 #variable_conflict use_column
 DECLARE
-    closed     tstzrange;
+    closed      tstzrange;
     first_block timestamptz;
     end_block   timestamptz;
-    marked_ids text[];
-    vehicles   text[];
-    sinces     timestamptz[];
-    untils     timestamptz[];
+    marked_ids  text[];
+    vehicles    text[];
+    sinces      timestamptz[];
+    untils      timestamptz[];
 BEGIN
     IF since >= until THEN
         RETURN;
@@ -374,9 +364,7 @@ BEGIN
         own.temp_sum / own.readings,
         own.temp_max,
         coalesce(charged.meters, '{}')
-    FROM (
-        SELECT * FROM vehicle_totals(fleet_performance.since, fleet_performance.until)
-    ) AS own
+    FROM vehicle_totals(fleet_performance.since, fleet_performance.until) AS own
     LEFT JOIN (
         SELECT
             part.vehicle_id,
@@ -450,9 +438,7 @@ BEGIN
         finding(charged.ac, charged.dc, setting.inefficient_below, greatest(setting.inefficient_least_kwh, setting.efficiency_least_kwh)),
         kwh_left(coalesce(own.kwh_ac, 0), coalesce(charged.ac, 0)),
         coalesce(charged.vehicles, '{}')
-    FROM (
-        SELECT * FROM meter_totals(fleet_chargers.since, fleet_chargers.until)
-    ) AS own
+    FROM meter_totals(fleet_chargers.since, fleet_chargers.until) AS own
     FULL JOIN (
         SELECT
             part.meter_id,
