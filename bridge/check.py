@@ -2,20 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import psycopg
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bridge.config import Config, Mqtt
-from bridge.connection import ConnectionLostError
-from bridge.errors import BrokerRefusedError
+from bridge.check_broker import Effort, Finding, findings
+from bridge.config import Config
 from bridge.migrate import scripts
-from bridge.mqtt import Session
 from bridge.store import conninfo
-from bridge.topics import Channel
 
 FUNCTIONS_NEEDED = (
     "ensure_history_partitions(regclass, date[])",
@@ -44,23 +41,19 @@ WRITER_NEEDS = {
 MOST_CLOCK_SKEW_S = 5.0
 
 
-class Finding(NamedTuple):
-    """One line of the report; `fine` is None for what is only worth knowing."""
-
-    what: str
-    fine: bool | None
-    said: str
-
-
-def report(config: Config) -> bool:
+def report(config: Config, effort: Effort) -> bool:
     """Prints what was found about both sides as a table; false where something has to be mended."""
     table = Table("", "what", "found", title="wattbridge check", title_justify="left")
-    findings = [*_database(config), *asyncio.run(_broker(config))]
-    for finding in findings:
+    with Console(stderr=True).status("connecting to the database …") as status:
+        found = [
+            *_database(config),
+            *asyncio.run(findings(config, effort, say=lambda step: status.update(f"{step} …"))),
+        ]
+    for finding in found:
         mark = {True: "[green]ok[/]", False: "[red]problem[/]", None: "[dim]note[/]"}[finding.fine]
-        table.add_row(mark, finding.what, finding.said)
+        table.add_row(mark, finding.what, escape(finding.said))
     Console().print(table)
-    return all(finding.fine is not False for finding in findings)
+    return all(finding.fine is not False for finding in found)
 
 
 def _database(config: Config) -> Iterator[Finding]:
@@ -109,47 +102,6 @@ def _schema(connection: psycopg.Connection) -> Iterator[Finding]:
         f"lacking {', '.join(lacking)}: GRANT wattbridge_writer TO {connection.info.user}" if lacking else "as needed"
     )
     yield Finding("privileges", not lacking, said)
-
-
-async def _broker(config: Config) -> list[Finding]:
-    """Connects as a client of its own: the session of a running daemon is left alone."""
-    mqtt = config.mqtt.model_copy(
-        update={
-            "client_id": f"{config.mqtt.client_id[:120]}-check",
-            "session_expiry_s": 0,
-            "receive_maximum": 1,
-            # As a member of the group it would be dealt messages that are the daemons'.
-            "share_group": None,
-        }
-    )
-    topics = config.topics.topics()
-    telemetry, statuses = topics.filters(Channel.TELEMETRY), topics.filters(Channel.STATUS)
-    own_status = config.topics.bridge_status.replace("{client_id}", mqtt.client_id)
-    nowhere: Callable[..., None] = lambda *_: None  # noqa: E731
-    place = f"{mqtt.host}:{mqtt.port}, {'TLS' if mqtt.tls.enabled else 'plain TCP'}"
-    try:
-        connection = await Session(mqtt, telemetry, statuses, own_status, nowhere, nowhere).connect()
-    except (OSError, ConnectionLostError, BrokerRefusedError) as error:
-        return [Finding("broker", False, f"{place}: {error}")]
-    welcome = connection.connected.result()
-    await connection.disconnect(mqtt.connect_timeout_s)
-    shared = welcome.shared_subscription_available or not config.mqtt.share_group
-    return [
-        Finding("broker", True, f"{place}, MQTT 5"),
-        Finding("subscriptions", True, f"granted at QoS 1: {', '.join(telemetry + statuses)}"),
-        Finding("shared subscriptions", shared, config.mqtt.share_group or "not used"),
-        *_window(config.mqtt),
-    ]
-
-
-def _window(mqtt: Mqtt) -> Iterator[Finding]:
-    days = mqtt.session_expiry_s / 86_400
-    yield Finding(
-        "session",
-        None if mqtt.session_expiry_s else False,
-        f"the broker keeps our messages for {days:g} days, up to its own queue limits (Mosquitto: max_queued_messages, "
-        "1000 unless set); a broker without persistence forgets them when it restarts",
-    )
 
 
 def _version(number: int) -> str:

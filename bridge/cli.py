@@ -21,6 +21,7 @@ from bridge import check as checks
 from bridge import config as configuration
 from bridge import daemon, deadletters, logs, migrate, rollups, store
 from bridge import demo as demonstration
+from bridge.check_broker import Effort
 from bridge.deadletters import Selection
 from bridge.errors import ExitCode, Reason, WattbridgeError
 from bridge.messages import printable
@@ -90,11 +91,34 @@ def migrate_command(config_file: ConfigFile = None) -> None:
     print("the schema is current" if applied else "the schema is current, there was nothing to do")
 
 
+def parse_wait(text: str) -> float:
+    """Seconds to wait; 0 is one as well."""
+    return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text)
+
+
 @app.command()
-def check(config_file: ConfigFile = None) -> None:
-    """Check the configuration, connect to both sides and report what was found. Ends with 1 on a problem."""
+def check(
+    listen: Annotated[
+        float,
+        typer.Option(
+            parser=parse_wait, metavar="DURATION", help="Listen to the fleet so long, for its rate; 0: not at all."
+        ),
+    ] = "3s",  # type: ignore[assignment] # the parser reads it
+    messages: Annotated[
+        int, typer.Option(metavar="N", help="Try the broker's queue with N messages; 0: not.", min=0, max=100_000)
+    ] = Effort().messages,
+    config_file: ConfigFile = None,
+) -> None:
+    """Check the configuration, connect to both sides and report what was found. Ends with 1 on a problem.
+
+    Warns of settings of the broker that would lose data, where they can be observed: it tries whether a session is
+    kept, and how many messages are kept for one that is away. Says how long they last at the rate of the fleet.
+
+    A running daemon is not disturbed: the check has client ids of its own (`-check` and `-probe` behind the
+    daemon's), publishes to the bridge status topic of that id alone, and leaves nothing with the broker.
+    """
     config = configuration.load(config_file)
-    raise typer.Exit(ExitCode.OK if checks.report(config) else ExitCode.PROBLEM)
+    raise typer.Exit(ExitCode.OK if checks.report(config, Effort(listen, messages)) else ExitCode.PROBLEM)
 
 
 @app.command()
@@ -118,11 +142,6 @@ def demo(
     """
     options = demonstration.Options(duration, meters, vehicles, speedup, seed)
     raise typer.Exit(demonstration.run(options))
-
-
-def parse_wait(text: str) -> float:
-    """Seconds to wait; 0 is one as well."""
-    return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text)
 
 
 @app.command()

@@ -1,7 +1,9 @@
 """Configuration: a TOML file, overridden by WATTBRIDGE_ variables. The only module that reads files and environment."""
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,8 @@ PREFIX = "WATTBRIDGE_"
 FILE_VARIABLE = "WATTBRIDGE_CONFIG"
 OTHERS_PREFIXES = ("WATTBRIDGE_SIMULATOR_", "WATTBRIDGE_TEST_")
 DEFAULT_FILE = Path("config/wattbridge.toml")
+
+PORTS = range(1, 65_536)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -160,6 +164,30 @@ class Maintenance(_Section):
     )
 
 
+class Health(_Section):
+    """How others learn whether the bridge does its work."""
+
+    stalled_after_s: Seconds = Field(
+        60, description="nothing committed for so long, although something is held, is a standstill"
+    )
+    listen: str | None = Field(
+        None, description="address and port of /livez and /readyz over HTTP, such as 127.0.0.1:9464; empty: none"
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _usable(cls, listen: str | None) -> str | None:
+        if listen and _address(listen) is None:
+            raise ValueError(
+                f"{listen!r} is not an IP address and a port; write it like 127.0.0.1:9464, 0.0.0.0:9464 or [::1]:9464"
+            )
+        return listen
+
+    def address(self) -> tuple[str, int] | None:
+        """Where to listen; None: nowhere."""
+        return _address(self.listen) if self.listen else None
+
+
 class Log(_Section):
     """What is said while running."""
 
@@ -182,6 +210,8 @@ class Config(BaseSettings):
     limits: Limits = Limits()
     # After the limits, which its check needs.
     maintenance: Maintenance = Maintenance()
+    # After the batch, which its check needs.
+    health: Health = Health()
     log: Log = Log()
     shutdown_deadline_s: Seconds = Field(20, description="longest time to finish the last batches when told to stop")
 
@@ -197,6 +227,17 @@ class Config(BaseSettings):
                 f"{limits.horizon_days + 1} days, or lower limits.horizon_days below {kept}"
             )
         return maintenance
+
+    @field_validator("health")
+    @classmethod
+    def _let_a_batch_come_of_age(cls, health: Health, info: ValidationInfo) -> Health:
+        batch = info.data.get("batch")
+        if batch is not None and health.stalled_after_s * 1_000 <= batch.max_age_ms:
+            raise ValueError(
+                f"stalled_after_s is {health.stalled_after_s:g}, but a batch may wait {batch.max_age_ms} ms for more "
+                "readings (batch.max_age_ms): that is no standstill; make stalled_after_s longer"
+            )
+        return health
 
     @classmethod
     def settings_customise_sources(
@@ -240,6 +281,19 @@ def load(path: Path | None = None) -> Config:
         return Config(**values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, keys, path))) from None
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Address and port of `address:port`, an IPv6 address in brackets; None where it is not that."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        wants_brackets = isinstance(ipaddress.ip_address(bare), ipaddress.IPv6Address)
+    except ValueError:
+        return None
+    if wants_brackets != (bare != host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) not in PORTS:
+        return None
+    return bare, int(port)
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

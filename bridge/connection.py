@@ -50,7 +50,9 @@ class Connection(asyncio.Protocol):
         self._longest = connect.max_packet_size or LARGEST_PACKET
         self._reading = True
         self._intake = True
-        self._answered = True
+        self._loop = loop
+        self._heard_at = loop.time()
+        self._pinged_at = 0.0
         self.granted = False
         self._heartbeat: asyncio.TimerHandle | None = None
         self.connected: asyncio.Future[mqtt5.ConnAckPacket] = loop.create_future()
@@ -65,6 +67,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes the packets of one network chunk; hands its publications over in one call."""
+        self._heard_at = self._loop.time()
         buffer = memoryview(self._rest + data if self._rest else data)
         publications: list[mqtt5.PublishPacket] = []
         position, size = 0, len(buffer)
@@ -115,6 +118,11 @@ class Connection(asyncio.Protocol):
         """Whether we do not read, and so cannot see what the broker answers."""
         return not self._reading
 
+    @property
+    def silent_s(self) -> float:
+        """How long we have heard nothing of the broker, or been paused."""
+        return self._loop.time() - self._heard_at
+
     def pause(self) -> None:
         """Stops reading from the network: from here on the broker keeps what comes."""
         if self._transport and self._reading and not self._transport.is_closing():
@@ -125,7 +133,7 @@ class Connection(asyncio.Protocol):
         """Reads on."""
         if self._transport and not self._reading and not self._transport.is_closing():
             self._reading = True
-            self._answered = True
+            self._heard_at = self._loop.time()
             self._transport.resume_reading()
 
     def stop_intake(self) -> None:
@@ -133,8 +141,8 @@ class Connection(asyncio.Protocol):
         self._intake = False
 
     def start_heartbeat(self, interval: float) -> None:
-        """Pings every `interval` seconds; a ping without an answer within that time ends the connection."""
-        self._heartbeat = asyncio.get_running_loop().call_later(interval, self._beat, interval)
+        """Pings every `interval` seconds; a ping after which nothing is heard for so long ends the connection."""
+        self._heartbeat = self._loop.call_later(interval, self._beat, interval)
 
     def abort(self, reason: Exception) -> None:
         """Ends the connection at once, for this reason."""
@@ -159,18 +167,17 @@ class Connection(asyncio.Protocol):
                 await asyncio.shield(self.closed)
 
     def _beat(self, interval: float) -> None:
-        # While reading is paused the answer cannot be seen; that we still ping is what keeps the session.
-        if self._reading and not self._answered:
+        # While reading is paused the answer cannot be seen; that we still ping is what keeps the session. And on a slow
+        # line it comes behind a whole window of readings: whatever comes is a sign of life.
+        if self._reading and self._heard_at < self._pinged_at:
             self.abort(ConnectionLostError(f"the broker did not answer a ping within {interval:g} s"))
             return
-        self._answered = False
+        self._pinged_at = self._loop.time()
         self.send(mqtt5.PingReqPacket())
         self.start_heartbeat(interval)
 
     def _control(self, packet: mqtt5.Packet) -> None:
-        if isinstance(packet, mqtt5.PingRespPacket):
-            self._answered = True
-        elif isinstance(packet, mqtt5.ConnAckPacket) and not self.connected.done():
+        if isinstance(packet, mqtt5.ConnAckPacket) and not self.connected.done():
             self.connected.set_result(packet)
         elif isinstance(packet, mqtt5.SubAckPacket) and not self.subscribed.done():
             self.subscribed.set_result(packet)

@@ -11,19 +11,25 @@ import uvloop
 import bridge
 from bridge.config import Config
 from bridge.errors import BrokerRefusedError, ExitCode
+from bridge.health import Watchdog
 from bridge.maintenance import Maintenance, Stream
 from bridge.mqtt import Session
 from bridge.pipeline import Pipeline
 from bridge.store import Store
+from bridge.supervisor import Supervisor
 from bridge.topics import Channel
+from bridge.web import Web
 
 log = structlog.get_logger()
+
+# The watchdog looks at least this often.
+LONGEST_LOOK_S = 1.0
 
 
 def run(config: Config) -> ExitCode:
     """Runs until SIGTERM or SIGINT.
 
-    Raises BrokerRefusedError where the broker does not let us in.
+    Raises BrokerRefusedError where the broker does not let us in, WattbridgeError where health.listen is taken.
     """
     return uvloop.run(Daemon(config).run())
 
@@ -52,6 +58,10 @@ class Daemon:
             lost=self._pipeline.forget,
         )
         self._maintenance = Maintenance(config.database, config.maintenance, self._stream)
+        self._watchdog = Watchdog(config.health.stalled_after_s)
+        self._supervisor = Supervisor(os.environ)
+        address = config.health.address()
+        self._web = Web(address, self._unready) if address else None
         self._busy = time.monotonic()
         self._stop = asyncio.Event()
         self._refused: BrokerRefusedError | None = None
@@ -65,9 +75,16 @@ class Daemon:
             session = tasks.create_task(self._keep_session(), name="mqtt")
             reporter = tasks.create_task(self._report(), name="report")
             maintenance = tasks.create_task(self._maintenance.run(), name="maintenance")
+            watch = tasks.create_task(self._watch(), name="watchdog")
+            if self._web:
+                tasks.create_task(self._web.run(), name="http")
+                log.info("http.listening", address=self._config.health.listen)
+            # Both sides are waited for, however long: nothing of the start is left to do.
+            self._supervisor.ready(self._status())
 
             await self._stop.wait()
 
+            self._supervisor.stopping()
             self._session.stop_intake()
             self._pipeline.drain()
             # Nothing held means nothing to wait for, even where the database has not answered yet.
@@ -80,8 +97,10 @@ class Daemon:
                 self._say("daemon.stopped", unfinished=True, refused=self._refused and str(self._refused))
                 os._exit(ExitCode.DEADLINE)
             await self._maintenance.close()
-            for task in (writer, session, reporter, maintenance):
+            for task in (writer, session, reporter, maintenance, watch):
                 task.cancel()
+            if self._web:
+                self._web.stop()
         await self._store.close()
         self._say("daemon.stopped", unfinished=False)
         if self._refused:
@@ -100,7 +119,43 @@ class Daemon:
         while True:
             await asyncio.sleep(self._config.log.report_every_s)
             self._say("daemon.progress")
+            self._supervisor.status(self._status())
             self._pipeline.progress.slowest_commit_ms = 0.0
+
+    async def _watch(self) -> None:
+        """Says when nothing moves any more, and when it does again; feeds systemd's watchdog as long as it does."""
+        patience_s = self._supervisor.patience_s or self._config.health.stalled_after_s
+        pace = min(LONGEST_LOOK_S, self._config.health.stalled_after_s / 4, patience_s / 2)
+        while True:
+            standing = self._pipeline.standing()
+            stall = self._watchdog.look(standing, time.monotonic())
+            if stall and stall.began:
+                log.error(
+                    "pipeline.stalled",
+                    waits_for=standing.waits_for,
+                    outstanding=standing.outstanding,
+                    since_s=round(stall.lasted_s, 1),
+                )
+            elif stall:
+                log.info("pipeline.moving", stood_s=round(stall.lasted_s, 1), outstanding=standing.outstanding)
+            if stall:
+                self._supervisor.status(self._status())
+            if not self._watchdog.stalls(standing):
+                self._supervisor.feed()
+            await asyncio.sleep(pace)
+
+    def _unready(self) -> list[str]:
+        """Why we are not ready, a line for each reason."""
+        standing = self._pipeline.standing()
+        return list(self._watchdog.unready(standing, broker=self._session.trouble, stopping=self._stop.is_set()))
+
+    def _status(self) -> str:
+        """How we are, in a line for people."""
+        totals = self._pipeline.progress.totals
+        return (
+            f"{'; '.join(self._unready()) or 'ready'}: {totals.stored:,} stored, {totals.duplicate:,} duplicate, "
+            f"{totals.dead_lettered:,} dead-lettered, {self._pipeline.outstanding:,} outstanding"
+        )
 
     def _stream(self) -> Stream:
         """Where the stream of readings is: quiet only where everything that came has been written."""
@@ -112,12 +167,20 @@ class Daemon:
 
     def _say(self, event: str, **more: object) -> None:
         progress = self._pipeline.progress
+        books = {
+            "taken": progress.taken,
+            "given_back": progress.given_back,
+            "outstanding": self._pipeline.outstanding,
+            "unaccounted": self._pipeline.unaccounted,
+        }
+        if self._pipeline.unaccounted:
+            log.error("books.unbalanced", committed=progress.committed, **books)
         log.info(
             event,
             connected=self._session.connected,
             deliveries=progress.deliveries,
             batches=progress.batches,
-            outstanding=self._pipeline.outstanding,
+            **books,
             slowest_commit_ms=round(progress.slowest_commit_ms, 1),
             **progress.totals._asdict(),
             **more,

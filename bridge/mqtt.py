@@ -66,12 +66,23 @@ class Session:
         self._lost = lost
         self._connection: Connection | None = None
         self._stopping = False
+        self._reason = ""
         self._had_session = False
 
     @property
     def connected(self) -> bool:
         """Whether we are connected and subscribed."""
         return self._connection is not None and self._connection.granted and not self._connection.closed.done()
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the broker, in words; empty while we are connected and subscribed."""
+        broker = f"the broker {self._config.host}:{self._config.port}"
+        if self.connected:
+            return ""
+        if self._connection and self._connection.paused and not self._connection.closed.done():
+            return f"the answer of {broker} is not read yet: as much is held as is allowed"
+        return f"not connected to {broker}" + (f": {self._reason}" if self._reason else "")
 
     @property
     def _patterns(self) -> list[str]:
@@ -113,10 +124,11 @@ class Session:
                     "another client has the same client id; give each daemon its own mqtt.client_id"
                 )
             delay = backoff.next()
+            self._reason = str(reason) or type(reason).__name__
             log.warning(
                 "mqtt.waiting",
                 broker=f"{self._config.host}:{self._config.port}",
-                reason=str(reason) or type(reason).__name__,
+                reason=self._reason,
                 attempt=backoff.attempts,
                 next_in_s=round(delay, 1),
             )
@@ -154,13 +166,16 @@ class Session:
                 connection.close()
 
     async def _answer(self, connection: Connection) -> mqtt5.SubAckPacket:
-        """The answer to SUBSCRIBE: a resumed session may have a whole window to deliver before it, and we be paused."""
-        while True:
-            answered, _ = await asyncio.wait([connection.subscribed], timeout=self._config.connect_timeout_s)
+        """The answer to SUBSCRIBE: a resumed session may have a whole window to deliver before it.
+
+        That takes long on a slow line, or while we are paused. Only silence means that none comes.
+        """
+        patience_s = self._config.connect_timeout_s
+        while (left_s := patience_s if connection.paused else patience_s - connection.silent_s) > 0:
+            answered, _ = await asyncio.wait([connection.subscribed], timeout=left_s)
             if answered:
                 return connection.subscribed.result()
-            if not connection.paused:
-                raise TimeoutError
+        raise TimeoutError
 
     def stop_intake(self) -> None:
         """First step of stopping: nothing more is handed over, and no new connection is made."""

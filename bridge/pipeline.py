@@ -18,6 +18,7 @@ from bridge.backoff import Backoff
 from bridge.batch import Batch
 from bridge.config import BatchLimits
 from bridge.errors import Rejection
+from bridge.health import Standing
 from bridge.messages import SECOND, Limits, decode_status, decode_telemetry
 from bridge.store import RefusedError, RetryError, Totals
 from bridge.topics import Channel, Topics
@@ -66,18 +67,27 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Load:
-    """A batch on its way, with whom to thank for it: packet ids by connection, in the order of delivery."""
+    """A batch on its way, with whom to thank for it: packet ids by connection, in the order of delivery.
+
+    `readings` are those not committed yet (status messages as well); `lapsed` deliveries can no longer be acknowledged.
+    """
 
     batch: Batch
     opened: float
     deliveries: int = 0
     readings: int = 0
     size: int = 0
+    lapsed: int = 0
     owed: list[tuple[Source, list[int]]] = field(default_factory=list)
 
-    def owes_only(self, source: Source) -> bool:
-        """Whether each of its deliveries waits for an acknowledgement on this connection."""
-        return len(self.owed) == 1 and self.owed[0][0] is source and len(self.owed[0][1]) == self.deliveries
+    @property
+    def comes_again(self) -> bool:
+        """Whether the broker has to deliver all of it again, because the connections it came on have ended."""
+        return self.lapsed == self.deliveries
+
+    def lapse(self, source: Source) -> None:
+        """Notes that this connection has ended."""
+        self.lapsed += sum(len(packet_ids) for owner, packet_ids in self.owed if owner is source)
 
     def owe(self, source: Source, packet_id: int) -> None:
         """Notes an acknowledgement to give after the commit."""
@@ -90,16 +100,33 @@ class Load:
 class Progress:
     """What the pipeline has done since it started; `totals` are the committed counters, over restarts.
 
-    `position` is where in time the readings committed last were, in microseconds since 1970, and `moved` when that was,
-    by time.monotonic: a lost connection, and the start, count as a move.
+    `taken` are the readings and status messages that came in, `given_back` those of them that were dropped without an
+    acknowledgement, `opened` the counters as the database had them at first (None: it has not answered yet).
+
+    `newest` is the batch with readings that was committed last, and `moved` when that was, by time.monotonic: a lost
+    connection, and the start, count as a move.
     """
 
     deliveries: int = 0
     batches: int = 0
+    taken: int = 0
+    given_back: int = 0
+    opened: Totals | None = None
     totals: Totals = field(default_factory=Totals)
     slowest_commit_ms: float = 0.0
-    position: int | None = None
+    newest: Batch | None = None
     moved: float = field(default_factory=time.monotonic)
+
+    @property
+    def position(self) -> int | None:
+        """Where in time the stream is, in microseconds since 1970. Computed when asked: not for each batch."""
+        return self.newest.position if self.newest else None
+
+    @property
+    def committed(self) -> int:
+        """How many readings and status messages the database has counted since it answered first."""
+        before = self.opened or self.totals
+        return self.totals.received + self.totals.presence - before.received - before.presence
 
 
 class Pipeline:
@@ -134,6 +161,10 @@ class Pipeline:
         self._wake = asyncio.Event()
         self._draining = False
         self._refusal = ""
+        self._writing: Batch | None = None
+        self._writing_since = 0.0
+        self._failure = ""
+        self._still_since = time.monotonic()
         self.progress = Progress()
 
     @property
@@ -141,9 +172,30 @@ class Pipeline:
         """Readings (and status messages) that are received and not yet committed."""
         return self._held
 
+    @property
+    def unaccounted(self) -> int:
+        """What was taken and is neither given back, nor held, nor counted by the database: zero at every moment."""
+        progress = self.progress
+        return progress.taken - progress.given_back - self._held - progress.committed
+
+    def standing(self) -> Standing:
+        """Where it is now."""
+        now = time.monotonic()
+        return Standing(
+            opened=self.progress.opened is not None,
+            outstanding=self._held,
+            still_s=now - self._still_since if self._held else 0.0,
+            writing=self._writing.taken if self._writing else 0,
+            writing_s=now - self._writing_since if self._writing else 0.0,
+            failure=self._failure,
+        )
+
     def receive(self, source: Source, publications: Sequence[Publication]) -> None:
         """Decodes what one network chunk brought and adds it to the batch that is open. Called by the connection."""
         now = time.monotonic()
+        progress = self.progress
+        if not self._held:
+            self._still_since = now
         for publication in publications:
             load = self._open_load(now)
             readings = -load.batch.taken
@@ -152,12 +204,13 @@ class Pipeline:
             load.deliveries += 1
             load.readings += readings
             load.size += len(publication.payload)
+            progress.taken += readings
             self._held += readings
             self._held_bytes += len(publication.payload)
             if publication.packet_id is not None:
                 load.owe(source, publication.packet_id)
-        self.progress.deliveries += len(publications)
-        if self._held > self._window or self._held_bytes > self._max_bytes:
+        progress.deliveries += len(publications)
+        if self._is_too_much():
             source.pause()
             self._paused = source
         if self._loads[0].opened == now or self._is_full(self._loads[0]):
@@ -165,10 +218,11 @@ class Pipeline:
 
     async def run(self) -> None:
         """Writes batches until cancelled, or until `drain` was called and nothing is left."""
-        self.progress.totals = await self._persistently(self._sink.open)
+        self.progress.opened = self.progress.totals = await self._persistently(self._sink.open)
         while load := await self._next_load():
             began = time.monotonic()
-            refused = await self._commit(load.batch)
+            refused = await self._commit(load, load.batch)
+            self._writing = None
             if refused:
                 log.warning("readings.refused", readings=refused, reason=self._refusal)
             self._acknowledge(load)
@@ -180,23 +234,34 @@ class Pipeline:
         self._wake.set()
 
     def forget(self, source: Source) -> None:
-        """Drops what an ended connection delivered and nobody has begun to write: the broker delivers it again.
+        """Notes that a connection has ended: what it delivered is still written, as much as the window holds.
 
-        Otherwise each new connection would bring a whole window on top of what is held. QoS 0 is kept.
+        Mostly the broker delivers it again, and then it is a duplicate. But one that was killed may have forgotten it:
+        then ours is the only copy. What is beyond the window is dropped, newest first, or each new connection would add
+        to what is held. QoS 0 is kept.
         """
         self.progress.moved = time.monotonic()
-        dropped = [load for load in self._loads if load.owes_only(source)]
-        self._loads = deque(load for load in self._loads if not load.owes_only(source))
-        for load in dropped:
-            self._release(load)
+        kept: deque[Load] = deque()
+        while self._loads:
+            load = self._loads.pop()
+            load.lapse(source)
+            if load.comes_again and self._is_too_much():
+                self.progress.given_back += load.readings
+                self._release(load)
+            else:
+                kept.appendleft(load)
+        self._loads = kept
 
     def _release(self, load: Load) -> None:
         """Takes a load off what is held; reads on where that was too much."""
         self._held -= load.readings
         self._held_bytes -= load.size
-        if self._paused and self._held <= self._window and self._held_bytes <= self._max_bytes:
+        if self._paused and not self._is_too_much():
             self._paused.resume()
             self._paused = None
+
+    def _is_too_much(self) -> bool:
+        return self._held > self._window or self._held_bytes > self._max_bytes
 
     def _open_load(self, now: float) -> Load:
         if not self._loads or self._is_full(self._loads[-1]):
@@ -246,19 +311,25 @@ class Pipeline:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
 
-    async def _commit(self, batch: Batch) -> int:
-        """Commits the batch, however long it takes; returns how many readings the database refused as such.
+    async def _commit(self, load: Load, batch: Batch) -> int:
+        """Commits a batch of the load, however long it takes; returns how many readings the database refused as such.
 
         Those become dead letters, and their neighbours are stored.
         """
+        self._writing, self._writing_since = batch, time.monotonic()
         try:
-            self.progress.totals = await self._persistently(lambda: self._write(batch))
+            totals = await self._persistently(lambda: self._write(batch))
         except RefusedError as refusal:
             if len(batch) == len(batch.readings) == 1:
                 self._refusal = str(refusal)
-                return 1 + await self._commit(batch.refused(self._refusal))
+                return 1 + await self._commit(load, batch.refused(self._refusal))
             rest, other = batch.split()
-            return await self._commit(rest) + await self._commit(other)
+            return await self._commit(load, rest) + await self._commit(load, other)
+        # In one step with the counters: whoever looks finds the books balanced, also between two halves of a load.
+        self.progress.totals = totals
+        load.readings -= batch.taken
+        self._held -= batch.taken
+        self._still_since = time.monotonic()
         return 0
 
     async def _write(self, batch: Batch) -> Totals:
@@ -273,10 +344,12 @@ class Pipeline:
     async def _persistently(self, attempt: Callable[[], Awaitable[Totals]]) -> Totals:
         """Tries until the database takes it. What we wait for is said each time, an unknown error as an error."""
         backoff = Backoff()
+        self._failure = ""
         while True:
             try:
                 return await attempt()
             except RetryError as error:
+                self._failure = str(error)
                 delay = min(backoff.next(), DRAINING_DELAY_S) if self._draining else backoff.next()
                 (log.warning if error.expected else log.error)(
                     "database.waiting",
@@ -306,6 +379,6 @@ class Pipeline:
         progress = self.progress
         progress.batches += 1
         progress.slowest_commit_ms = max(progress.slowest_commit_ms, commit_ms)
-        if (position := load.batch.position) is not None:
-            progress.position = position
+        if load.batch.meters or load.batch.vehicles:
+            progress.newest = load.batch
             progress.moved = time.monotonic()

@@ -94,7 +94,7 @@ class Reply(NamedTuple):
     err: str
 
 
-def wattbridge(*arguments: str, env: dict[str, str], cwd: Path, answer: str = "") -> Reply:
+def wattbridge(*arguments: str, env: dict[str, str], cwd: Path, answer: str = "", patience_s: float = 60.0) -> Reply:
     """Runs one command to its end; it must not show a traceback, whatever happens."""
     done = subprocess.run(
         [PROGRAM, *arguments],
@@ -104,7 +104,7 @@ def wattbridge(*arguments: str, env: dict[str, str], cwd: Path, answer: str = ""
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=patience_s,
     )
     if "Traceback" in done.stdout + done.stderr:
         raise AssertionError(f"a traceback from {' '.join(arguments)}:\n{done.stdout}{done.stderr}")

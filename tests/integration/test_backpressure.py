@@ -19,6 +19,7 @@ from tests.integration.harness import (
     meter_history,
     now,
     series,
+    stored,
     wait_for_received,
     wait_until,
 )
@@ -154,8 +155,8 @@ def test_a_broker_that_restarts_while_reading_is_paused(
 def test_what_is_held_does_not_grow_with_each_connection(
     proxy: Proxy, database: str, own_broker: PrivateMosquitto, topic_root: str, tmp_path: Path
 ) -> None:
-    """Each new connection brings a whole window again: what the ended one brought is dropped, not held beside it."""
-    window, batch, cuts = 300, 50, 5
+    """The window of the first connection is kept; what the others bring beyond it is dropped, not held beside it."""
+    window, batch, cuts = 300, 50, 4
     queued = list(series(devices=20, readings=100))
     settings = SETTINGS | {"mqtt__receive_maximum": window, "batch__max_readings": batch}
     proxy.refuse()
@@ -164,30 +165,65 @@ def test_what_is_held_does_not_grow_with_each_connection(
         Daemon(proxy.dsn, wire, topic_root, tmp_path, ready=False, **settings) as daemon,
     ):
         daemon.wait_for_event("mqtt.connected")
+
+        def last(name: str) -> int:
+            return next((event[name] for event in reversed(daemon.events("daemon.progress"))), 0)
+
         with Publisher(own_broker, topic_root) as devices:
             for device, reading in queued:
                 devices.send("meter", device, reading)
             devices.flush()
-        for cut in range(1, cuts + 1):
-            brought = cut * window
-            wait_until(
-                lambda brought=brought: any(e["deliveries"] >= brought for e in daemon.events("daemon.progress")),
-                f"connection {cut} has brought its window",
-            )
+        wait_until(lambda: last("deliveries") >= window, "the first connection has brought its window")
+        for cut in range(cuts):
+            brought, given_back = last("deliveries"), last("given_back")
             waited = len(daemon.events("mqtt.waiting"))
             # Not hung up on five times in a row: that would be somebody with the same client id.
-            wire.refuse() if cut == 2 else wire.drop()
-            daemon.wait_for_events("mqtt.waiting", waited + (2 if cut == 2 else 1))
+            wire.refuse() if cut == 1 else wire.drop()
+            daemon.wait_for_events("mqtt.waiting", waited + (2 if cut == 1 else 1))
             wire.heal()
-        wait_until(
-            lambda: daemon.events("daemon.progress")[-1]["deliveries"] >= (cuts + 1) * window, "it is connected again"
-        )
-        outstanding = [event["outstanding"] for event in daemon.events("daemon.progress")]
-        assert window <= max(outstanding) <= 2 * window + batch
+            wait_until(
+                lambda brought=brought: last("deliveries") > brought, "the next connection has brought something"
+            )
+            if cut:
+                assert last("given_back") > given_back
+        progress = daemon.events("daemon.progress")
+        assert window <= max(event["outstanding"] for event in progress) <= 2 * window + batch
+        assert {event["unaccounted"] for event in progress} == {0}
 
         proxy.heal()
-        wait_for_received(database, len(queued))
+        wait_until(lambda: stored(database) == len(queued), "everything is stored")
         assert daemon.terminate() == 0
-        assert daemon.events("daemon.stopped")[0]["outstanding"] == 0
+        (stopped,) = daemon.events("daemon.stopped")
+        assert (stopped["outstanding"], stopped["unaccounted"]) == (0, 0)
+        assert daemon.events("books.unbalanced") == []
     assert meter_history(database) == expected_history(queued)
-    assert check_books(database)[:4] == (len(queued), len(queued), 0, 0)
+    assert check_books(database).dead_lettered == 0
+
+
+@pytest.mark.parametrize("number", [WINDOW // 2, WINDOW], ids=["half a window", "a full window"])
+def test_what_a_killed_broker_has_forgotten_is_written(
+    number: int, proxy: Proxy, database: str, own_broker: PrivateMosquitto, topic_root: str, tmp_path: Path
+) -> None:
+    """It had delivered them, and saved nothing: the daemon has the only copies, and the database does not answer."""
+    readings = list(series(devices=10, readings=number // 10))
+    settings = SETTINGS | {"batch__max_readings": 50}
+    with Daemon(proxy.dsn, own_broker, topic_root, tmp_path, **settings) as daemon:
+        proxy.stall()
+        with Publisher(own_broker, topic_root) as devices:
+            devices.send_series(readings)
+            daemon.wait_for_event("daemon.progress", outstanding=number)
+            own_broker.kill()
+        own_broker.start()
+        daemon.wait_for_event("mqtt.session_lost")
+        daemon.wait_for_events("mqtt.connected", 2)
+        assert stored(database) == 0
+        proxy.heal()
+        wait_until(lambda: stored(database) == number, "all of them are stored")
+        # And it takes what comes next.
+        with Publisher(own_broker, topic_root) as devices:
+            devices.send("meter", "LAST", meter("LAST", now()))
+        wait_until(lambda: stored(database) == number + 1, "the last one is stored")
+        assert daemon.terminate() == 0
+        (stopped,) = daemon.events("daemon.stopped")
+        assert (stopped["taken"], stopped["given_back"], stopped["unaccounted"]) == (number + 1, 0, 0)
+    assert check_books(database)[:4] == (number + 1, number + 1, 0, 0)

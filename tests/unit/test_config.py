@@ -123,6 +123,46 @@ def test_history_days_are_judged_by_the_limits_of_the_environment(monkeypatch: p
     assert "keep at least 31 days" in error_of("[maintenance]\nhistory_days = 30")
 
 
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),  # noqa: S104 - nothing listens
+        ("[::1]:65535", ("::1", 65_535)),
+        ("[::]:9464", ("::", 9464)),
+        ("", None),
+    ],
+)
+def test_where_to_listen_is_an_address_and_a_port(
+    listen: str, address: tuple[str, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(write(f'[health]\nlisten = "{listen}"')).health.address() == address
+    assert load(write("")).health.address() is None
+    monkeypatch.setenv("WATTBRIDGE_HEALTH__LISTEN", listen)
+    assert load(write("")).health.address() == address
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["localhost:9464", "9464", ":9464", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:+1", "127.0.0.1:٣",
+     "::1:9464", "[127.0.0.1]:9464", "[::1:9464", "[::1]", "256.0.0.1:9464", "http://127.0.0.1:9464", " "],
+)  # fmt: skip
+def test_what_is_no_address_is_named_with_one_that_would_be(listen: str) -> None:
+    message = error_of(f'[health]\nlisten = "{listen}"')
+    assert message.startswith("health.listen (")
+    assert f"{listen!r} is not an IP address and a port" in message
+    assert "127.0.0.1:9464" in message
+
+
+def test_a_batch_that_waits_for_more_is_no_standstill() -> None:
+    message = error_of("[health]\nstalled_after_s = 30\n[batch]\nmax_age_ms = 30000")
+    assert message.startswith("health (")
+    assert "stalled_after_s is 30" in message
+    assert "batch.max_age_ms" in message
+    long = load(write("[health]\nstalled_after_s = 30.1\n[batch]\nmax_age_ms = 30000"))
+    assert long.health.stalled_after_s == 30.1
+
+
 # Secrets
 
 SECRETS = ["database.dsn", "database.password", "mqtt.password"]
@@ -332,6 +372,8 @@ def test_variables_of_others_and_the_name_of_the_file_are_not_unknown(monkeypatc
         ("shutdown_deadline_s = 0", ["shutdown_deadline_s", "0", "greater than 0"]),
         ("shutdown_deadline_s = nan", ["shutdown_deadline_s", "nan"]),
         ("[database]\nstatement_timeout_s = inf", ["database.statement_timeout_s", "inf"]),
+        ("[health]\nstalled_after_s = 0", ["health.stalled_after_s", "0", "greater than 0"]),
+        ("[health]\nlisten = 9464", ["health.listen", "9464", "string"]),
         ("[mqtt]\nconnect_timeout_s = inf", ["mqtt.connect_timeout_s", "inf"]),
         ("mqtt = 5", ["mqtt"]),
         ("[topics]\ntelemetry = 'a/{kind}'", ["topics", "'a/{kind}'", "{device_id} exactly once"]),

@@ -1,0 +1,123 @@
+"""The HTTP server for those who look after us: /livez and /readyz. What they say is decided elsewhere."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, cast
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bridge.errors import WattbridgeError
+
+log = structlog.get_logger()
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+# Beyond these the oldest connection is closed: descriptors belong to the data path.
+MOST_CONNECTIONS = 64
+# A connection that has not sent the head of a request within this time is closed.
+REQUEST_S = 5.0
+
+
+class Web:
+    """Answers on `address` from its construction on; `unready` says why the bridge is not ready, empty: it is.
+
+    Raises WattbridgeError where it cannot listen there.
+    """
+
+    def __init__(self, address: tuple[str, int], unready: Callable[[], Sequence[str]]) -> None:
+        self._unready = unready
+        self._socket = _listen(*address)
+        self._server = _Server(
+            uvicorn.Config(
+                self._answer,
+                http=_Connection,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                # What strangers send is not worth a line in our log; what fails in here is logged by us.
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def run(self) -> None:
+        """Answers until `stop`. Whatever fails in here ends the answers and nothing else."""
+        try:
+            await self._server.serve(sockets=[self._socket])
+        except (Exception, SystemExit):
+            log.exception("http.failed", meaning="no health checks any more; readings are taken as before")
+
+    def stop(self) -> None:
+        """Lets `run` end soon."""
+        self._server.should_exit = True
+
+    async def _answer(self, scope: Mapping[str, Any], _receive: object, send: Send) -> None:
+        status, text = self._page(scope["method"], scope["path"])
+        body = f"{text}\n".encode()
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": int(status), "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _page(self, method: str, path: str) -> tuple[HTTPStatus, str]:
+        if path not in ("/livez", "/readyz"):
+            return HTTPStatus.NOT_FOUND, "there are /livez and /readyz"
+        if method not in ("GET", "HEAD"):
+            return HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD"
+        if path == "/livez":
+            return HTTPStatus.OK, "alive"
+        try:
+            reasons = self._unready()
+        except Exception:
+            log.exception("http.failed", path=path)
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "the log says what failed"
+        return (HTTPStatus.SERVICE_UNAVAILABLE, "\n".join(reasons)) if reasons else (HTTPStatus.OK, "ready")
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the daemon."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Connection(H11Protocol):
+    """Neither waits for ever for somebody's first request, nor lets the silent keep the others out."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.began = self.loop.time()
+        # uvloop's transports are Transports in all but the class.
+        super().connection_made(cast("asyncio.Transport", transport))
+        if len(self.connections) > MOST_CONNECTIONS:
+            everyone = cast("set[_Connection]", self.connections)
+            min(everyone, key=lambda connection: connection.began).transport.abort()
+        self.loop.call_later(REQUEST_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        # Not a request so far.
+        if self.cycle is None:
+            self.transport.abort()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise WattbridgeError(
+            f"health.listen: cannot listen on {host} port {port}: {error.strerror or error}; choose another address or "
+            "port, or leave it out (each daemon on a machine needs its own)"
+        ) from None
