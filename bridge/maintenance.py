@@ -38,7 +38,7 @@ class Stream(NamedTuple):
     quiet_s: float
 
 
-def watermark(now: int, late_after: float, stream: Stream, patience_s: float) -> float | None:
+def watermark(now: float, late_after: float, stream: Stream, patience_s: float) -> float | None:
     """Up to when everything that comes in time should be here by now, in microseconds; None: nobody knows.
 
     While messages flow that depends on the stream: behind a backlog it is hours behind the clock, and a watermark ahead
@@ -48,6 +48,14 @@ def watermark(now: int, late_after: float, stream: Stream, patience_s: float) ->
     if stream.quiet_s >= patience_s:
         return now - late_after
     return None if stream.position is None else min(now, stream.position) - late_after
+
+
+def first_day(there: float, here: float, history_days: int) -> int:
+    """The first day, counted from 1970, whose history is kept, by the database's clock and by ours.
+
+    What is dropped is gone: both have to say that it is time.
+    """
+    return int(min(there, here) // DAY) - history_days
 
 
 class Maintenance:
@@ -87,17 +95,20 @@ class Maintenance:
         self._connection = None
 
     async def _round(self) -> bool:
-        """Everything once; returns whether the rollups are still behind the watermark."""
+        """Everything once; returns whether the rollups are still behind the watermark.
+
+        The database's clock says how late it is: the watermark never goes back, and ours may be a day ahead.
+        """
         connection = await self._connected()
-        today = _now() // DAY
+        known = await rollups.state(connection)
+        today = int(known.now // DAY)
         for history in ("meter_history", "vehicle_history"):
             ahead = range(today, today + self._settings.partitions_ahead_days + 1)
             await create_partitions(connection, history, ahead)
-        known = await rollups.state(connection)
         await self._advance(connection, known)
         behind = await self._refresh(connection, known.extent)
         if self._settings.history_days is not None:
-            await self._retain(connection, today - self._settings.history_days)
+            await self._retain(connection, first_day(known.now, time.time() * SECOND, self._settings.history_days))
         return behind
 
     async def _connected(self) -> Connection:
@@ -110,7 +121,7 @@ class Maintenance:
 
     async def _advance(self, connection: Connection, known: State) -> None:
         """Moves the watermark on; where that takes too long, it is for the next round."""
-        target = watermark(_now(), known.late_after, self._stream(), patience_s=2 * self._settings.every_s)
+        target = watermark(known.now, known.late_after, self._stream(), patience_s=2 * self._settings.every_s)
         if target is None or target // QUARTER_HOUR * QUARTER_HOUR <= known.extent.late_before:
             return
         try:
@@ -151,7 +162,3 @@ class Maintenance:
         else:
             if dropped:
                 log.info("history.dropped", before=before.isoformat(), partitions=dropped)
-
-
-def _now() -> int:
-    return round(time.time() * SECOND)

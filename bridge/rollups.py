@@ -47,8 +47,9 @@ class Extent(NamedTuple):
 
 
 class State(NamedTuple):
-    """All there is to say about the rollups."""
+    """All there is to say about the rollups. `now` is the time by the database's clock, the one that all share."""
 
+    now: float
     extent: Extent
     history_since: float
     late_after: float
@@ -91,14 +92,15 @@ async def read_state(config: Database) -> State:
 async def state(connection: Connection) -> State:
     """How things stand."""
     cursor = await connection.execute(
-        "SELECT extract(epoch FROM complete_until)::float8, extract(epoch FROM late_before)::float8, "
+        "SELECT extract(epoch FROM clock_timestamp())::float8, "
+        "extract(epoch FROM complete_until)::float8, extract(epoch FROM late_before)::float8, "
         "(SELECT count(*) FROM rollup_mark), "
         "extract(epoch FROM history_since)::float8, extract(epoch FROM late_after)::float8 "
         "FROM rollup_progress, analytics_setting"
     )
-    ((complete_until, late_before, marks, history_since, late_after),) = await cursor.fetchall()
+    ((now, complete_until, late_before, marks, history_since, late_after),) = await cursor.fetchall()
     extent = Extent(complete_until * SECOND, late_before * SECOND, marks)
-    return State(extent, history_since * SECOND, late_after * SECOND)
+    return State(now * SECOND, extent, history_since * SECOND, late_after * SECOND)
 
 
 async def advance(connection: Connection, target: float) -> float:

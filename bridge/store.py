@@ -42,8 +42,9 @@ KEEPALIVES = {
 # What the data is to blame for: trying again cannot help. P0001 is what a trigger raises that refuses a row.
 # Everything else is tried again.
 DATA_ERRORS = ("22", "23", "P0001")
-# What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout), a lock.
-PASSING_ERRORS = ("08", "40", "53", "57", "55P03")
+# What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout), a lock,
+# a session that the server ended because we were held up in a transaction.
+PASSING_ERRORS = ("08", "40", "53", "57", "55P03", "25P03", "25P04")
 # Set for each session, whatever database or role say: the calendar of the partitions, and a new snapshot for each
 # statement (the one after a lock must see what the lock waited for).
 SETTINGS = {"datestyle": "ISO", "timezone": "UTC", "jit": "off", "default_transaction_isolation": "read committed"}
@@ -109,13 +110,23 @@ class Store:
         Raises RetryError or RefusedError; then nothing of the batch is committed, or the answer was lost.
         """
         try:
-            connection = await self._connected()
-            await self._ensure_partitions(connection, "meter_history", batch.meters.values())
-            await self._ensure_partitions(connection, "vehicle_history", batch.vehicles.values())
-            async with connection.transaction(), connection.cursor() as cursor:
-                return await self._write(cursor, batch)
+            try:
+                return await self._commit(batch)
+            except psycopg.errors.CheckViolation as error:
+                if error.diag.constraint_name:
+                    raise
+                # No constraint, so there is no partition: it was dropped since we looked, and is made again.
+                self._forget_partitions()
+                return await self._commit(batch)
         except Exception as error:
             raise await self._verdict(error) from error
+
+    async def _commit(self, batch: Batch) -> Totals:
+        connection = await self._connected()
+        await self._ensure_partitions(connection, "meter_history", batch.meters.values())
+        await self._ensure_partitions(connection, "vehicle_history", batch.vehicles.values())
+        async with connection.transaction(), connection.cursor() as cursor:
+            return await self._write(cursor, batch)
 
     async def _write(self, cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> Totals:
         late_before = await _begin(cursor)
@@ -166,8 +177,7 @@ class Store:
                 await connection.close()
                 raise
             # Another server may answer now, or the partitions were dropped meanwhile: ask again.
-            for known in self._partitions.values():
-                known.clear()
+            self._forget_partitions()
             self._connection = connection
             log.info("database.connected", host=connection.info.host, database=connection.info.dbname)
         return self._connection
@@ -180,10 +190,13 @@ class Store:
             await create_partitions(connection, history, missing)
             self._partitions[history] |= missing
 
-    async def _verdict(self, error: Exception) -> RetryError | RefusedError:
-        """What to do about an error, by its SQLSTATE; the connection is given up unless the data is to blame."""
+    def _forget_partitions(self) -> None:
         for known in self._partitions.values():
             known.clear()
+
+    async def _verdict(self, error: Exception) -> RetryError | RefusedError:
+        """What to do about an error, by its SQLSTATE; the connection is given up unless the data is to blame."""
+        self._forget_partitions()
         if _state(error).startswith(DATA_ERRORS):
             return RefusedError(describe(error))
         await self.close()
@@ -327,6 +340,7 @@ async def _upsert_presence(cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -
                 "kinds": [str(presence.kind) for presence in said],
                 "onlines": [presence.online for presence in said],
                 "received_ats": [EPOCH + timedelta(microseconds=presence.received_at) for presence in said],
+                "replayed": bool(batch.replayed),
             },
         )
 

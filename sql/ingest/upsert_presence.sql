@@ -1,4 +1,5 @@
--- What devices said on their status topics; arrays, one element a device. A status that arrived earlier changes nothing.
+-- What devices said on their status topics; arrays, one element a device. The broker keeps their order, so the last one holds, also
+-- where our clock was put back in between. Only what comes out of the dead letters may be older than what is known.
 INSERT INTO device_presence AS known (device_id, kind, online, received_at)
 SELECT device_id, kind, online, received_at
 FROM unnest(
@@ -7,4 +8,4 @@ FROM unnest(
 ORDER BY device_id, kind
 ON CONFLICT (device_id, kind) DO UPDATE
 SET online = excluded.online, received_at = excluded.received_at
-WHERE known.received_at <= excluded.received_at
+WHERE NOT %(replayed)s OR known.received_at <= excluded.received_at

@@ -19,7 +19,7 @@ from bridge.config import Database
 from bridge.errors import Reason, Rejection
 from bridge.messages import DAY, SECOND, MeterReading, Reading, VehicleReading
 from bridge.migrate import migrate
-from bridge.store import RetryError, Store, Totals
+from bridge.store import RefusedError, RetryError, Store, Totals
 from bridge.topics import Kind, Topics
 from tests.integration.harness import ask, check_books, counters, one
 
@@ -109,6 +109,23 @@ async def test_the_verdict_does_not_depend_on_the_batch(
     rejected = set(values) - {2.0}
     assert kept == ({"TOGETHER": rejected, "APART": rejected} if rejected else {})
     check_books(database)
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_dropped_partition_is_made_again_for_a_single_reading(store: Store, database: str, kind: Kind) -> None:
+    # Alone in its batch there is no neighbour whose fault it could be: it must not be taken for the data's.
+    await store.write(batch_of([reading(kind, "D-1", 1.0)]))
+    ask(database, f"DROP TABLE {kind}_history_20260210")
+    totals = await store.write(batch_of([reading(kind, "D-2", 2.0)]))
+    assert totals == Totals(received=2, stored=2)
+    assert ask(database, f"SELECT {kind}_id FROM {kind}_history") == [("D-2",)]
+
+
+async def test_a_detached_partition_is_not_waited_for(store: Store, database: str) -> None:
+    await store.write(batch_of([reading(Kind.METER, "D-1", 1.0)]))
+    ask(database, "ALTER TABLE meter_history DETACH PARTITION meter_history_20260210")
+    with pytest.raises(RefusedError, match="23514"):
+        await store.write(batch_of([reading(Kind.METER, "D-2", 2.0)]))
 
 
 # --- plans -------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.maintenance import Stream, watermark
-from bridge.messages import SECOND
+from bridge.maintenance import Stream, first_day, watermark
+from bridge.messages import DAY, SECOND
 from bridge.rollups import Extent, written
 
 NOW = 1_770_734_845_000_000
@@ -46,6 +46,11 @@ def test_it_is_never_ahead_of_the_clock_nor_of_a_stream_that_flows(
     if quiet_s < patience_s and position is not None:
         assert found is not None
         assert found <= position - LATE_AFTER
+
+
+@pytest.mark.parametrize(("there", "here"), [(100, 100), (100, 500), (500, 100)], ids=["right", "ours", "theirs"])
+def test_a_clock_that_is_ahead_lets_no_history_be_dropped(there: int, here: int) -> None:
+    assert first_day(there * DAY + 1, (here + 1) * DAY - 1, 30) == 70
 
 
 @pytest.mark.parametrize(

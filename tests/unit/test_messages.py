@@ -298,6 +298,27 @@ def test_the_past_ends_a_microsecond_before_the_horizon() -> None:
     assert rejection_of(at(ARRIVAL - 366 * DAY - 1)).reason is Reason.TIMESTAMP_TOO_OLD
 
 
+@pytest.mark.parametrize("ahead", [-367 * DAY, 0, 301 * SECOND], ids=["too old", "now", "in the future"])
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        (Kind.METER, {"meterId": "MTR-OTHER"}, Reason.ID_MISMATCH),
+        (Kind.METER, {"kwhConsumedAc": 1_001}, Reason.OUT_OF_RANGE),
+        (Kind.METER, {"voltage": 1_001}, Reason.OUT_OF_RANGE),
+        (Kind.VEHICLE, {"vehicleId": "VEH-OTHER"}, Reason.ID_MISMATCH),
+        (Kind.VEHICLE, {"kwhDeliveredDc": 1_001}, Reason.OUT_OF_RANGE),
+        (Kind.VEHICLE, {"batteryTemp": 200}, Reason.OUT_OF_RANGE),
+        (Kind.VEHICLE, {"meterId": "a b"}, Reason.INVALID_DEVICE_ID),
+    ],
+)
+def test_whatever_our_clock_says_the_fault_of_a_reading_is_the_same(
+    kind: Kind, change: dict[str, Any], reason: Reason, ahead: int
+) -> None:
+    body = METER if kind is Kind.METER else VEHICLE
+    timestamp = (EPOCH + timedelta(microseconds=ARRIVAL + ahead)).isoformat()
+    assert rejection_of(json.dumps(body | {"timestamp": timestamp} | change).encode(), kind).reason is reason
+
+
 def test_horizon_and_future_are_configurable() -> None:
     limits = Limits(horizon_days=1, max_future_s=0)
     assert decode(at(ARRIVAL), limits=limits)
