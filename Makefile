@@ -5,13 +5,15 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" --extra demo --extra verify
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check drill lock clean
 
 help:
 	@echo "make demo            broker, database, bridge and a simulated fleet, live in this terminal"
 	@echo "make demo FOR=30s    the same for 30 seconds, then a reconciliation"
 	@echo "make test            lint, types, layers and every test against real services"
 	@echo "make check           lint, types and layers alone"
+	@echo "make drill           every fault many times at random moments, about two hours; writes docs/reliability.md"
+	@echo "make drill TIMES=3 CASES='1 4b'    some cases, so often; the lines of the others stay"
 	@echo "make lock            pin the dependencies anew in requirements/"
 	@echo "make clean           remove .venv and everything that tools have left"
 	@echo "PYTHON=python3.13    with any of them: the interpreter (3.11 or newer)"
@@ -20,8 +22,9 @@ demo:
 	@$(PYTHON) bootstrap.py demo
 	@$(BIN)/wattbridge demo $(if $(FOR),--for $(FOR))
 
+# The tests mostly wait for processes, so that two at a time take little more than half as long; each worker has services of its own.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check:
 	@$(PYTHON) bootstrap.py dev
@@ -29,6 +32,10 @@ check:
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+drill:
+	@$(PYTHON) bootstrap.py dev
+	$(BIN)/python -m tests.chaos.drill --write docs/reliability.md $(if $(TIMES),--times $(TIMES)) $(CASES)
 
 lock:
 	@$(PYTHON) bootstrap.py dev

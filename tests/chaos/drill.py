@@ -1,0 +1,226 @@
+"""The fault drill: every case many times, at random moments, and a table of what came of it.
+
+`make drill`, or `python -m tests.chaos.drill --help`.
+"""
+
+import argparse
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+import bridge
+from bridge.services import EmbeddedPostgres, find_mosquitto
+from tests.chaos import database, network, processes, refusals, stream
+from tests.chaos.arena import DRILL, TESTS, Arena, Case, Outcome, Round, Size
+
+CASES: list[Case] = [*processes.CASES, *network.CASES, *database.CASES, *refusals.CASES, *stream.CASES]
+TIMES = 20
+BEGIN, END = "<!-- drill: begin -->", "<!-- drill: end -->"
+COLUMNS = ("case", "fault", "times", "messages", "lost", "duplicated", "wrong", "recovered s", "besides")
+
+
+@dataclass
+class Result:
+    """What a case came to so far; `failures` say what was not as it must be, `lacking` why it was not run."""
+
+    case: Case
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    lacking: str | None = None
+
+    def row(self) -> list[str]:
+        """The line of the table: sums over all rounds, and median and longest time to recover."""
+        case, outcomes = self.case, self.outcomes
+        if self.lacking:
+            return [case.number, case.name, "0", "", "", "", "", "", f"not run: {self.lacking}"]
+        times = [outcome.recovered_s for outcome in outcomes if outcome.recovered_s is not None]
+        failed = [f"{len(self.failures)} FAILED"] if self.failures else []
+        return [
+            case.number,
+            case.name,
+            str(len(outcomes) + len(self.failures)),
+            f"{sum(outcome.messages for outcome in outcomes):,}",
+            f"{sum(outcome.lost for outcome in outcomes):,}",
+            f"{sum(outcome.duplicated for outcome in outcomes):,}",
+            f"{sum(outcome.wrong for outcome in outcomes):,}",
+            f"{median(times):.1f} / {max(times):.1f}" if times else "",
+            "; ".join([*_figures(outcomes), *failed]),
+        ]
+
+
+def _figures(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What the rounds measured besides: median and largest."""
+    for name in dict.fromkeys(name for outcome in outcomes for name in outcome.figures):
+        values = [outcome.figures[name] for outcome in outcomes if name in outcome.figures]
+        largest = f" / {max(values):,.4g}" if len(values) > 1 else ""
+        yield f"{name} {median(values):,.4g}{largest}"
+
+
+def run_case(case: Case, times: int, size: Size, seed: str, folder: Path, tell: "Telling") -> Result:
+    """Runs a case so often, in services of its own. What a failed round leaves behind stays in `folder`."""
+    result = Result(case, lacking=case.lacking())
+    if result.lacking:
+        tell.done(result)
+        return result
+    with Arena(case.postgres, case.broker, case.server) as arena:
+        for number in range(case.times or times):
+            place = folder / f"{case.number}-{number}"
+            place.mkdir(parents=True)
+            began = time.monotonic()
+            try:
+                with arena.database() as database:
+                    chance = Random(f"{seed}/{case.number}/{number}")
+                    with Round(arena, size, chance, database, place) as drill:
+                        outcome = case.run(drill)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this round that failed
+                failure = f"case {case.number}, round {number}, seed {seed}: {type(error).__name__}: {error} ({place})"
+                result.failures.append(failure)
+                tell.failed(failure)
+            else:
+                result.outcomes.append(outcome)
+                shutil.rmtree(place)
+            tell.round(case, number, time.monotonic() - began)
+            if not (arena.postgres.running and arena.broker.running):
+                # The round failed in between.
+                for service in (arena.postgres, arena.broker):
+                    if not service.running:
+                        service.start()
+    tell.done(result)
+    return result
+
+
+class Telling:
+    """Says what happens while it happens: a line for each round."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+
+    def round(self, case: Case, number: int, seconds: float) -> None:
+        """One round is over."""
+        self._line(f"{case.number:>4} {case.name}: round {number + 1} took {seconds:.1f} s")
+
+    def failed(self, failure: str) -> None:
+        """One round has failed."""
+        self._line(f"FAILED {failure}")
+
+    def done(self, result: Result) -> None:
+        """All rounds of a case are over."""
+        self._line(" | ".join(result.row()))
+
+    def _line(self, text: str) -> None:
+        with self._lock:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def drill(cases: Sequence[Case], times: int, size: Size, seed: str, jobs: int, console: Console) -> list[Result]:
+    """Runs the cases, `jobs` at once; those that measure come last, each alone."""
+    folder = Path(tempfile.mkdtemp(prefix="wattbridge-drill-"))
+    tell = Telling(console)
+    results: dict[str, Result] = {}
+
+    def work(case: Case) -> None:
+        results[case.number] = run_case(case, times, size, seed, folder, tell)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, [case for case in cases if not case.alone]))
+    for case in cases:
+        if case.alone:
+            work(case)
+    if not any(result.failures for result in results.values()):
+        shutil.rmtree(folder)
+    return [results[case.number] for case in cases]
+
+
+def write(path: Path, results: Sequence[Result], command: str, began: datetime) -> None:
+    """Puts the lines of the table between its two marks in a document; lines of other cases stay.
+
+    Raises SystemExit where the marks are missing.
+    """
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    known, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}")
+    rows = {line.split("|")[1].strip(): line for line in known.splitlines() if re.match(r"\| \d", line)}
+    rows |= {result.case.number: f"| {' | '.join([*result.row(), f'{began:%Y-%m-%d}'])} |" for result in results}
+    table = [
+        f"| {' | '.join([*COLUMNS, 'run'])} |",
+        "|---|---|" + "--:|" * 6 + "---|---|",
+        *(rows[case.number] for case in CASES if case.number in rows),
+    ]
+    said = f"`{command}`, {_conditions()}:"
+    path.write_text("\n".join([f"{before}{begin}", said, "", *table, f"{end}{after}"]), encoding="utf-8")
+
+
+def _conditions() -> str:
+    mosquitto = subprocess.run([find_mosquitto(), "-h"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"version (\S+)", mosquitto)
+    with EmbeddedPostgres() as server, psycopg.connect(server.dsn) as connection:
+        postgres = connection.info.parameter_status("server_version")
+    return (
+        f"wattbridge {bridge.__version__}, PostgreSQL {postgres}, Mosquitto {version[1] if version else '?'}, "
+        f"Python {platform.python_version()}, {os.cpu_count()} shared cores"
+    )
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """The table for the terminal."""
+    table = Table(*COLUMNS)
+    for result in results:
+        table.add_row(*result.row(), style="red" if result.failures else None)
+    console.print(table)
+    for result in results:
+        for failure in result.failures:
+            console.print(failure, markup=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the drill; 0 if every round was clean."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.drill",
+        description=__doc__.partition("\n")[0],
+        epilog="Cases: " + "; ".join(f"{case.number} {case.name}" for case in CASES),
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="numbers of cases, such as 4b; default: all")
+    parser.add_argument("--times", type=int, default=TIMES, help="rounds of each case (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at the same time (default %(default)s)")
+    parser.add_argument("--seed", default=secrets.token_hex(3), help="decides the moments; default: a random one")
+    parser.add_argument("--small", action="store_true", help="as in `make test`: less load, shorter outages")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
+    options = parser.parse_args(arguments)
+    known = {case.number: case for case in CASES}
+    if unknown := [number for number in options.cases if number not in known]:
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(known)}")
+    chosen = [case for case in CASES if not options.cases or case.number in options.cases]
+
+    began = datetime.now(UTC)
+    console = Console()
+    size = TESTS if options.small else DRILL
+    results = drill(chosen, options.times, size, options.seed, options.jobs, console)
+    show(results, console)
+    if options.write:
+        command = " ".join(["python -m tests.chaos.drill", *sys.argv[1:]])
+        write(options.write, results, command, began)
+    return 1 if any(result.failures for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
