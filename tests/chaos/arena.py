@@ -51,7 +51,7 @@ class Size(NamedTuple):
 
 
 TESTS = Size(rate=3_000, seconds=2.5, outage_s=6, storm=20_000, soak_rate=2_000, soak_s=20)
-DRILL = Size(rate=5_000, seconds=5, outage_s=60, storm=200_000, soak_rate=5_000, soak_s=1_200)
+DRILL = Size(rate=5_000, seconds=4, outage_s=60, storm=200_000, soak_rate=5_000, soak_s=1_200)
 
 
 class Outcome(NamedTuple):
@@ -72,7 +72,7 @@ class Case:
     """One fault. `run` injects it into a round and returns what `Round.judge` came to.
 
     `postgres` and `broker` are settings of the services, `server` makes another kind of PostgreSQL, `alone` is for what
-    measures: nothing else runs meanwhile.
+    measures for long: nothing else runs meanwhile.
     `times` is how often it is repeated where that is not up to the drill. `lacking` says why it cannot be run here.
     """
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -82,6 +82,8 @@ def run_case(case: Case, times: int, size: Size, seed: str, folder: Path, tell: 
         return result
     with Arena(case.postgres, case.broker, case.server) as arena:
         for number in range(case.times or times):
+            if tell.stop.is_set():
+                break
             place = folder / f"{case.number}-{number}"
             place.mkdir(parents=True)
             began = time.monotonic()
@@ -108,9 +110,10 @@ def run_case(case: Case, times: int, size: Size, seed: str, folder: Path, tell: 
 
 
 class Telling:
-    """Says what happens while it happens: a line for each round."""
+    """Says what happens while it happens: a line for each round. `stop` is set when no more rounds are wanted."""
 
     def __init__(self, console: Console) -> None:
+        self.stop = threading.Event()
         self._console = console
         self._lock = threading.Lock()
 
@@ -131,27 +134,43 @@ class Telling:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def drill(cases: Sequence[Case], times: int, size: Size, seed: str, jobs: int, console: Console) -> list[Result]:
-    """Runs the cases, `jobs` at once; those that measure come last, each alone."""
+def drill(
+    cases: Sequence[Case],
+    times: int,
+    size: Size,
+    seed: str,
+    jobs: int,
+    console: Console,
+    note: Callable[[Result], None],
+) -> list[Result]:
+    """Runs the cases, `jobs` at once; those that measure for long come last, each alone. Tells `note` of each result.
+
+    Ctrl-C ends it after the rounds that are under way, a second one at once.
+    """
     folder = Path(tempfile.mkdtemp(prefix="wattbridge-drill-"))
     tell = Telling(console)
     results: dict[str, Result] = {}
 
     def work(case: Case) -> None:
-        results[case.number] = run_case(case, times, size, seed, folder, tell)
+        if not tell.stop.is_set():
+            results[case.number] = run_case(case, times, size, seed, folder, tell)
+            note(results[case.number])
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, [case for case in cases if not case.alone]))
-    for case in cases:
-        if case.alone:
-            work(case)
+    with ThreadPoolExecutor(jobs) as together, ThreadPoolExecutor(1) as alone:
+        try:
+            for pool, measures in ((together, False), (alone, True)):
+                for running in [pool.submit(work, case) for case in cases if case.alone is measures]:
+                    running.result()
+        except KeyboardInterrupt:
+            tell.stop.set()
+            console.print("Ending after the rounds that are under way. Ctrl-C ends at once.")
     if not any(result.failures for result in results.values()):
         shutil.rmtree(folder)
-    return [results[case.number] for case in cases]
+    return [results[case.number] for case in cases if case.number in results]
 
 
-def write(path: Path, results: Sequence[Result], command: str, began: datetime) -> None:
-    """Puts the lines of the table between its two marks in a document; lines of other cases stay.
+def write(path: Path, said: str, results: Sequence[Result]) -> None:
+    """Puts what is said and the lines of the table between two marks in a document; lines of other cases stay.
 
     Raises SystemExit where the marks are missing.
     """
@@ -160,13 +179,13 @@ def write(path: Path, results: Sequence[Result], command: str, began: datetime) 
     if not begin or not end:
         raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}")
     rows = {line.split("|")[1].strip(): line for line in known.splitlines() if re.match(r"\| \d", line)}
-    rows |= {result.case.number: f"| {' | '.join([*result.row(), f'{began:%Y-%m-%d}'])} |" for result in results}
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    rows |= {result.case.number: f"| {' | '.join([*result.row(), today])} |" for result in results}
     table = [
         f"| {' | '.join([*COLUMNS, 'run'])} |",
         "|---|---|" + "--:|" * 6 + "---|---|",
         *(rows[case.number] for case in CASES if case.number in rows),
     ]
-    said = f"`{command}`, {_conditions()}:"
     path.write_text("\n".join([f"{before}{begin}", said, "", *table, f"{end}{after}"]), encoding="utf-8")
 
 
@@ -211,14 +230,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(known)}")
     chosen = [case for case in CASES if not options.cases or case.number in options.cases]
 
-    began = datetime.now(UTC)
     console = Console()
     size = TESTS if options.small else DRILL
-    results = drill(chosen, options.times, size, options.seed, options.jobs, console)
+    said = f"`{' '.join(['python -m tests.chaos.drill', *sys.argv[1:]])}`, {_conditions()}:"
+
+    def note(result: Result | None = None) -> None:
+        if options.write:
+            with writing:
+                write(options.write, said, [result] if result else [])
+
+    writing = threading.Lock()
+    # Before anything else: that it cannot be written is to be known now, not after hours.
+    note()
+    results = drill(chosen, options.times, size, options.seed, options.jobs, console, note)
     show(results, console)
-    if options.write:
-        command = " ".join(["python -m tests.chaos.drill", *sys.argv[1:]])
-        write(options.write, results, command, began)
     return 1 if any(result.failures for result in results) else 0
 
 

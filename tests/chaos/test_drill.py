@@ -4,7 +4,6 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -160,7 +159,7 @@ def test_a_document_without_the_marks_is_left_alone(tmp_path: Path) -> None:
     document = tmp_path / "other.md"
     document.write_text("nothing of the kind")
     with pytest.raises(SystemExit, match=f"lacks the lines {BEGIN} and {END}"):
-        write(document, [], "make drill", datetime.now(UTC))
+        write(document, "make drill", [])
     assert document.read_text() == "nothing of the kind"
 
 
