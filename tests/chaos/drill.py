@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,13 +75,18 @@ def _figures(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"{name} {median(values):,.4g}{largest}"
 
 
-def run_case(case: Case, times: int, size: Size, seed: str, folder: Path, tell: "Telling") -> Result:
-    """Runs a case so often, in services of its own. What a failed round leaves behind stays in `folder`."""
+def run_case(
+    case: Case, times: int, size: Size, seed: str, folder: Path, tell: "Telling", shared: Arena | None = None
+) -> Result:
+    """Runs a case so often, in services of its own unless told otherwise.
+
+    What a failed round leaves behind stays in `folder`.
+    """
     result = Result(case, lacking=case.lacking())
     if result.lacking:
         tell.done(result)
         return result
-    with Arena(case.postgres, case.broker, case.server) as arena:
+    with nullcontext(shared) if shared else Arena(case.postgres, case.broker, case.server) as arena:
         for number in range(case.times or times):
             if tell.stop.is_set():
                 break
@@ -88,6 +94,7 @@ def run_case(case: Case, times: int, size: Size, seed: str, folder: Path, tell: 
             place.mkdir(parents=True)
             began = time.monotonic()
             try:
+                arena.revive()
                 with arena.database() as database:
                     chance = Random(f"{seed}/{case.number}/{number}")
                     with Round(arena, size, chance, database, place) as drill:
@@ -100,11 +107,6 @@ def run_case(case: Case, times: int, size: Size, seed: str, folder: Path, tell: 
                 result.outcomes.append(outcome)
                 shutil.rmtree(place)
             tell.round(case, number, time.monotonic() - began)
-            if not (arena.postgres.running and arena.broker.running):
-                # The round failed in between.
-                for service in (arena.postgres, arena.broker):
-                    if not service.running:
-                        service.start()
     tell.done(result)
     return result
 

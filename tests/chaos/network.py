@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from bridge.errors import ExitCode
-from tests.chaos.arena import QUIET_S, VERDICT, Case, FailedError, Outcome, Round
+from tests.chaos.arena import PATIENCE_S, VERDICT, Case, FailedError, Outcome, Round
 from tests.chaos.wire import Slowness, Way, Wire
-from tests.integration.harness import POLL_S, Daemon, one, wait_until
+from tests.integration.harness import Daemon, Publisher, one, wait_until
 
 # The shortest there is. A ping is due every half of it, and missed half of it later.
 KEEP_ALIVE_S = 5
@@ -25,6 +25,8 @@ SLOW_S = 4.0
 # that reading: then the conflict is what is stored, rightly. The ledger cannot know, so there is none.
 NO_CONFLICTS = ("--all-faults", "--conflicts", "0")
 GROUP = "drill"
+# Says on its status topic that it is there, which `verify` does not ask for.
+LAST = "LAST"
 # About as long as the pauses between five takeovers are together.
 TAKEOVERS_S = 6
 # So many takeovers in a row end a daemon; each has made as many connections, and the winner one more.
@@ -113,7 +115,7 @@ def line_slow(drill: Round) -> Outcome:
 
 def broker_killed(drill: Round) -> Outcome:
     """SIGKILL while the daemon keeps up. The session is on disk already, what came since then is not."""
-    drill.daemon()
+    daemon = drill.daemon()
     save_session(drill)
     with drill.fleet(faults=NO_CONFLICTS):
         drill.wait_for_load()
@@ -122,6 +124,7 @@ def broker_killed(drill: Round) -> Outcome:
         drill.pause(most=0.5)
         with drill.recovery():
             drill.arena.broker.start()
+    daemon.wait_for_events("mqtt.connected", 2)
     return judge_loss(drill)
 
 
@@ -153,8 +156,9 @@ def judge_loss(drill: Round) -> Outcome:
     """What the broker had accepted and not written to disk is its loss: counted here, and no failure.
 
     All else must be right: nothing twice, nothing with other values, the counters true, live rows the newest there are.
+    The daemon is subscribed again when this is called.
     """
-    _wait_for_quiet(drill)
+    _wait_for_the_last(drill)
     outcome = drill.verdict(wait="0s")
     said = json.loads((drill.folder / VERDICT).read_text())
     rows = {check["check"]: check["counts"] for check in said["checks"]}
@@ -246,13 +250,13 @@ def _back(drill: Round, began: float) -> Iterator[None]:
         drill.recovered_s = max(before, away + drill.recovered_s)
 
 
-def _wait_for_quiet(drill: Round) -> None:
-    """Waits until nothing has come for a while. Longer than `verify` would wait where something is missing for good."""
-    received, since = -1, 0.0
-    while time.monotonic() - since < QUIET_S:
-        if (now := drill.received()) != received:
-            received, since = now, time.monotonic()
-        time.sleep(POLL_S)
+def _wait_for_the_last(drill: Round) -> None:
+    """Waits until a message that is sent now has come: by then all has that was sent before, and was not lost."""
+    with Publisher(drill.arena.broker, drill.root) as device:
+        device.send("meter", LAST, b"online", channel="status")
+        device.flush()
+    said = "SELECT count(*) FROM device_presence WHERE device_id = %s"
+    wait_until(lambda: one(drill.dsn, said, LAST), "the last message has come", PATIENCE_S)
 
 
 def _moment(event: Mapping[str, Any]) -> float:

@@ -22,9 +22,10 @@ def daemon_killed(drill: Round) -> Outcome:
 def daemon_terminated(drill: Round) -> Outcome:
     """SIGTERM under full load: it must end in order, with 0, and owe nobody anything."""
     daemon = drill.daemon(batch__max_readings=5_000, batch__max_age_ms=200)
-    with drill.fleet(rate=0):
+    # The broker takes it several times as fast as it can be stored: there is a backlog at any moment of it.
+    with drill.fleet(rate=0, messages=int(4 * drill.size.rate * drill.size.seconds)):
         drill.wait_for_load()
-        drill.pause(most=drill.size.seconds / 4)
+        drill.pause(most=drill.size.seconds / 6)
         drill.close_books()
         with drill.recovery():
             daemon.start()

@@ -3,14 +3,15 @@
 import re
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from bridge.services import EmbeddedPostgres
 from tests.chaos import drill
-from tests.chaos.arena import TESTS, Case, FailedError, Outcome, Round, Size
+from tests.chaos.arena import TESTS, Arena, Case, FailedError, Outcome, Round, Size
 from tests.chaos.drill import BEGIN, CASES, END, Result, Telling, main, run_case, write
 from tests.integration.harness import ask
 
@@ -30,10 +31,19 @@ afterwards
 TINY = Size(rate=1_000, seconds=0.5, outage_s=1, storm=500, soak_rate=500, soak_s=1)
 
 
+@pytest.fixture(scope="session")
+def ordinary() -> Iterator[Arena]:
+    """The services of all cases that ask for nothing special: to make them anew for each takes longer than a round."""
+    with Arena() as arena:
+        yield arena
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
-def test_no_fault_loses_duplicates_or_alters_anything(case: Case, tmp_path: Path) -> None:
-    result = run_case(case, TIMES, TESTS, secrets.token_hex(3), tmp_path, Telling(Console()))
+def test_no_fault_loses_duplicates_or_alters_anything(case: Case, ordinary: Arena, tmp_path: Path) -> None:
+    special = case.postgres or case.broker or case.server is not EmbeddedPostgres
+    arena = None if special else ordinary
+    result = run_case(case, TIMES, TESTS, secrets.token_hex(3), tmp_path, Telling(Console()), arena)
     if result.lacking:
         pytest.skip(result.lacking)
     assert not result.failures, "\n".join(result.failures)
