@@ -63,6 +63,7 @@ class Daemon:
         address = config.health.address()
         self._web = Web(address, self._unready) if address else None
         self._busy = time.monotonic()
+        self._unaccounted = 0
         self._stop = asyncio.Event()
         self._refused: BrokerRefusedError | None = None
 
@@ -173,8 +174,10 @@ class Daemon:
             "outstanding": self._pipeline.outstanding,
             "unaccounted": self._pipeline.unaccounted,
         }
-        if self._pipeline.unaccounted:
+        # Said when it changes: after a takeover it stays as it is.
+        if books["unaccounted"] not in (0, self._unaccounted):
             log.error("books.unbalanced", committed=progress.committed, **books)
+        self._unaccounted = books["unaccounted"]
         log.info(
             event,
             connected=self._session.connected,

@@ -16,13 +16,20 @@ from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from tests.chaos.arena import DRILL, Arena, Fleet, Outcome, Round
+from tests.chaos.arena import DRILL, Arena, Outcome, Round
 from tests.chaos.network import NO_CONFLICTS, judge_loss, save_session
 from tests.integration.harness import wait_until
 
 AFTER_S = 2.0
 """The fleet goes on for so long after the backlog is there; meanwhile the broker is killed."""
-COLUMNS = ("Mosquitto", "waiting", "offered/s", "taken/s", "lost: median", "most", "of these unheard")
+BUILDING_S = 300.0
+"""The longest that a backlog may take."""
+ACKNOWLEDGED = 1
+"""In the map of answers beside the ledger, a byte for each message."""
+FIGURES = ("rate", "taken", "unheard")
+COLUMNS = (
+    "Mosquitto", "daemon", "offered/s", "taken/s", "taken when killed", "of all, lost: median", "most", "unheard"
+)  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -39,8 +46,8 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("`persistence false`", "persistence false", saved=False),
-    Setting("`autosave_interval 300`, not saved yet", "", saved=False),
+    Setting("`persistence false`", "persistence false", saved=False, backlogs=(0, 4_000)),
+    Setting("`autosave_interval 300`, not saved yet", "", saved=False, backlogs=(0, 4_000)),
     Setting("`autosave_interval 300`", ""),
     Setting("`autosave_interval 1`", "autosave_interval 1"),
     Setting("`autosave_on_changes true`, `autosave_interval 1000`", "autosave_on_changes true\nautosave_interval 1000"),
@@ -61,24 +68,28 @@ def kill(drill: Round, setting: Setting, backlog: int) -> Outcome:
         save_session(drill)
     if backlog:
         daemon.terminate()
-    began = time.monotonic()
-    messages = backlog or setting.rate
-    with drill.fleet(rate=setting.rate, messages=messages + int(setting.rate * AFTER_S), faults=NO_CONFLICTS) as fleet:
-        _wait_for_backlog(fleet, messages)
-        drill.figures["rate"] = fleet.published / (time.monotonic() - began)
+    before = backlog or setting.rate
+    with drill.fleet(rate=setting.rate, messages=before + int(setting.rate * AFTER_S), faults=NO_CONFLICTS):
+        wait_until(lambda: _taken(drill), "the fleet publishes")
+        began, first = time.monotonic(), _taken(drill)
+        wait_until(lambda: _taken(drill) >= before, f"{before} messages are taken", BUILDING_S)
+        drill.figures["rate"] = (_taken(drill) - first) / (time.monotonic() - began)
         drill.pause(most=AFTER_S / 2)
         drill.arena.broker.kill()
+        drill.figures["taken"] = _taken(drill)
         drill.arena.broker.start()
         if backlog:
             daemon.start()
-    daemon.wait_for_event("mqtt.connected")
+    daemon.wait_for_events("mqtt.connected", 1 if backlog else 2)
     *_, summary = (drill.folder / "fleet.log").read_text().splitlines()
     drill.figures["unheard"] = json.loads(summary)["unheard"]
     return judge_loss(drill)
 
 
-def _wait_for_backlog(fleet: Fleet, messages: int) -> None:
-    wait_until(lambda: fleet.published >= messages, f"{messages} messages are published", 300)
+def _taken(drill: Round) -> int:
+    """How many messages the broker has acknowledged, with a subscriber."""
+    answers = drill.ledger.with_name(f"{drill.ledger.name}.acks")
+    return answers.read_bytes().count(ACKNOWLEDGED) if answers.exists() else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,22 +99,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", default=secrets.token_hex(3), help="decides the moments; default: a random one")
     options = parser.parse_args(arguments)
     _say(f"{options.times} kills a line, seed {options.seed}\n")
-    _say(f"| {' | '.join(COLUMNS)} |\n|---|{'--:|' * (len(COLUMNS) - 1)}")
+    _say(f"| {' | '.join(COLUMNS)} |\n|---|---|{'--:|' * (len(COLUMNS) - 2)}")
     for setting in SETTINGS:
         with Arena(broker=setting.config) as arena, tempfile.TemporaryDirectory() as folder:
             for backlog in setting.backlogs:
-                lost, unheard, rates = [], [], []
+                outcomes = []
                 for number in range(options.times):
                     place = Path(folder) / f"{backlog}-{number}"
                     place.mkdir()
                     chance = Random(f"{options.seed}/{setting.name}/{backlog}/{number}")
                     with arena.database() as database, Round(arena, DRILL, chance, database, place) as drill:
-                        lost.append(kill(drill, setting, backlog).lost)
-                        unheard.append(drill.figures["unheard"])
-                        rates.append(drill.figures["rate"])
-                numbers = (backlog, setting.rate, median(rates), median(lost), max(lost), median(unheard))
-                _say(f"| {setting.name} | {' | '.join(f'{number:,.0f}' for number in numbers)} |")
+                        outcomes.append(kill(drill, setting, backlog))
+                _say(_line(setting, backlog, outcomes))
     return 0
+
+
+def _line(setting: Setting, backlog: int, outcomes: Sequence[Outcome]) -> str:
+    rate, taken, unheard = (median(outcome.figures[name] for outcome in outcomes) for name in FIGURES)
+    lost = [outcome.lost for outcome in outcomes]
+    numbers = (setting.rate, rate, taken, median(lost), max(lost), unheard)
+    cells = (setting.name, "away" if backlog else "keeps up", *(f"{number:,.0f}" for number in numbers))
+    return f"| {' | '.join(cells)} |"
 
 
 def _say(text: str) -> None:

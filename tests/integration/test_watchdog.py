@@ -330,6 +330,9 @@ def test_a_reading_that_somebody_else_counted_is_noticed(
             send_one(devices, "MTR-2")
         unbalanced_books = daemon.wait_for_event("books.unbalanced", level="error", outstanding=0)
         assert (unbalanced_books["taken"], unbalanced_books["committed"], unbalanced_books["unaccounted"]) == (2, 4, -2)
+        # It stays so; to be told once is enough.
+        daemon.wait_for_events("daemon.progress", len(daemon.events("daemon.progress")) + 3)
+        assert len(daemon.events("books.unbalanced")) == 1
         assert daemon.terminate() == 0
 
 
