@@ -156,6 +156,8 @@ class Wire:
             _end(line, reset=True)
         ways = (self._carry(line, reader, far, Way.TO_BROKER), self._carry(line, answers, near, Way.TO_DAEMON))
         await asyncio.gather(*ways)
+        # A silent line was not closed when an end of it went away. Now both have.
+        _end(line, reset=True)
         self._lines.discard(line)
 
     async def _carry(self, line: _Line, source: asyncio.StreamReader, target: asyncio.StreamWriter, way: Way) -> None:

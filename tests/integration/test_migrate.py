@@ -133,6 +133,9 @@ def logins(database: str, postgres_dsn_admin: str) -> Iterator[dict[str, str]]:
             if role != "nobody":
                 admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(f"wattbridge_{role}"), login))
         yield {role: make_conninfo(database, user=name, password="test") for role, name in names.items()}
+        # A session that has just been closed may still have its temporary tables, and they an owner.
+        query = "SELECT FROM pg_stat_activity WHERE usename = ANY (%s)"
+        wait_until(lambda: not admin.execute(query, (list(names.values()),)).fetchall(), "their sessions have ended")
         for name in names.values():
             admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 

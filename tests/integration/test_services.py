@@ -32,6 +32,8 @@ state = {
 }
 print(json.dumps(state), flush=True)
 if sys.argv[1:] == ["raise"]:
+    # Not before the other side has looked at who is there.
+    sys.stdin.readline()
     raise SystemExit(3)
 time.sleep(600)
 """
@@ -88,14 +90,21 @@ def test_directories_that_were_there_stay_as_they_were() -> None:
 def test_nothing_is_left_when_the_parent_ends(ending: str) -> None:
     arguments = ["raise"] if ending == "raise" else []
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT
+        [sys.executable, "-c", PARENT, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=CHECKOUT,
     ) as parent:
+        assert parent.stdin
         assert parent.stdout
         state = json.loads(parent.stdout.readline())
         family = [psutil.Process(pid) for pid in state["pids"]]
         family += [child for process in family for child in process.children(recursive=True)]
         leashes = {process.ppid() for process in family[:3]}
         if ending == "raise":
+            parent.stdin.write("\n")
+            parent.stdin.flush()
             assert parent.wait(30) == 3
         else:
             assert all(listening(port) for port in state["ports"])
