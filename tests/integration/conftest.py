@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from bridge.migrate import migrate
 from bridge.services import EmbeddedPostgres, PrivateMosquitto
-from tests.integration.harness import Daemon, Publisher
+from tests.integration.harness import Daemon, Proxy, Publisher
 
 POSTGRES_IMAGE = os.environ.get("WATTBRIDGE_TEST_POSTGRES_IMAGE", "postgres:18")
 MOSQUITTO_IMAGE = os.environ.get("WATTBRIDGE_TEST_MOSQUITTO_IMAGE", "eclipse-mosquitto:2.0")
@@ -93,6 +93,13 @@ def database(postgres_dsn_admin: str, template: str) -> Iterator[str]:
             yield make_conninfo(postgres_dsn_admin, dbname=name)
         finally:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    """The way to the database of the test, to be cut."""
+    with Proxy(database) as running:
+        yield running
 
 
 @pytest.fixture

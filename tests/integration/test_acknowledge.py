@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -35,12 +34,6 @@ from tests.integration.harness import (
 
 # Many small batches: a fault hits one of them wherever it comes.
 SMALL_BATCHES = {"batch__max_readings": 200, "batch__max_age_ms": 20}
-
-
-@pytest.fixture
-def proxy(database: str) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
 
 
 @pytest.mark.parametrize("moment", ["CopyDone", "COMMIT"])

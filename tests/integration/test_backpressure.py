@@ -37,12 +37,6 @@ ONE_READ = 256 * 1024
 
 
 @pytest.fixture
-def proxy(database: str) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
-
-
-@pytest.fixture
 def own_broker() -> Iterator[PrivateMosquitto]:
     """Not the shared one: it is filled with messages."""
     with PrivateMosquitto() as broker:

@@ -50,12 +50,6 @@ PLUGINS = [
 ]
 
 
-@pytest.fixture
-def proxy(database: str) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
-
-
 class SilentServer:
     """Takes connections, says `answer` to what comes first, and nothing more."""
 

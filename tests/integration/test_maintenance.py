@@ -61,12 +61,6 @@ async def store(database: str) -> AsyncIterator[Store]:
     await made.close()
 
 
-@pytest.fixture
-def proxy(database: str) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
-
-
 class Arrivals:
     """Batches of readings, each with a time of arrival that no other has."""
 

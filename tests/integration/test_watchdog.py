@@ -39,12 +39,6 @@ from tests.integration.harness import (
 STALLED_AFTER_S = 2.0
 
 
-@pytest.fixture
-def proxy(database: str) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
-
-
 class Service:
     """What systemd is to a service: it hears what is said, and when."""
 
