@@ -272,6 +272,14 @@ class Round:
         self._fleets.append(fleet)
         return fleet
 
+    @contextmanager
+    def load(self, *, most: float | None = None, **fleet: Any) -> Iterator[Fleet]:
+        """A fleet under way, from a random moment of its load on; after the block it has ended, as in `fleet`."""
+        with self.fleet(**fleet) as running:
+            self.wait_for_load()
+            self.pause(most=most)
+            yield running
+
     def command(self, *arguments: str) -> str:
         """What a `wattbridge` command says that the owner of the schema runs. Raises FailedError where it fails."""
         env = environment(self.dsn, self.arena.broker, self.root, f"{self.database}-command")

@@ -45,9 +45,7 @@ def database_away(drill: Round) -> Outcome:
         mqtt__keep_alive_s=5, mqtt__receive_maximum=window, batch__max_readings=5_000, batch__max_age_ms=200
     )
     process = psutil.Process(daemon.pid)
-    with drill.fleet(rate=rate, seconds=outage * 1.25 + drill.size.seconds) as fleet:
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load(rate=rate, seconds=outage * 1.25 + drill.size.seconds) as fleet:
         before = process.memory_info().rss
         drill.arena.postgres.stop()
         ends = time.monotonic() + outage
@@ -101,9 +99,7 @@ def data_disk_full(drill: Round) -> Outcome:
     daemon = drill.daemon()
     with contextlib.ExitStack() as stack:
         stack.callback(server.disk.clear)
-        with drill.fleet():
-            drill.wait_for_load()
-            drill.pause()
+        with drill.load():
             times = drill.chance.randint(1, MOST_ATTEMPTS)
             # What an attempt that failed gives back is taken again.
             wait_until(lambda: server.disk.fill() or refusals(daemon, "53100") >= times, "the daemon waits for room")
@@ -124,9 +120,7 @@ def log_disk_full(drill: Round) -> Outcome:
     daemon = drill.daemon()
     with contextlib.ExitStack() as stack:
         stack.callback(server.disk.clear)
-        with drill.fleet():
-            drill.wait_for_load()
-            drill.pause()
+        with drill.load():
             server.disk.fill()
             wait_until(lambda: _use_up_log(drill) or PANIC.encode() in log.read_bytes()[known:], "the server panics")
             daemon.wait_for_events("database.waiting", 1)

@@ -72,9 +72,7 @@ def line_dead(drill: Round) -> Outcome:
     """
     with Wire(drill.arena.broker, drill.chance) as wire:
         daemon = drill.daemon(broker=wire, mqtt__keep_alive_s=KEEP_ALIVE_S)
-        with drill.fleet(rate=drill.size.rate // 2, seconds=drill.size.seconds + KEEP_ALIVE_S):
-            drill.wait_for_load()
-            drill.pause()
+        with drill.load(rate=drill.size.rate // 2, seconds=drill.size.seconds + KEEP_ALIVE_S):
             began = time.time()
             wire.go_silent()
             noticed = daemon.wait_for_event("mqtt.waiting")
@@ -94,9 +92,7 @@ def line_slow(drill: Round) -> Outcome:
     """Too slow for the load, and cut once meanwhile: what arrives late is no reason to hang up."""
     with Wire(drill.arena.broker, drill.chance) as wire:
         daemon = drill.daemon(broker=wire, mqtt__keep_alive_s=KEEP_ALIVE_S, mqtt__connect_timeout_s=2)
-        with drill.fleet():
-            drill.wait_for_load()
-            drill.pause(most=drill.size.seconds / 4)
+        with drill.load(most=drill.size.seconds / 4):
             wire.slow_down(SLOW)
             drill.pause(most=SLOW_S / 2)
             wire.cut_after(drill.chance.randrange(1, 10_000), Way.TO_DAEMON, reset=True)
@@ -117,9 +113,7 @@ def broker_killed(drill: Round) -> Outcome:
     """SIGKILL while the daemon keeps up. The session is on disk already, what came since then is not."""
     daemon = drill.daemon()
     save_session(drill)
-    with drill.fleet(faults=NO_CONFLICTS):
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load(faults=NO_CONFLICTS):
         drill.arena.broker.kill()
         drill.pause(most=0.5)
         with drill.recovery():
@@ -132,9 +126,7 @@ def broker_killed_with_backlog(drill: Round) -> Outcome:
     """SIGKILL while the daemon is away: all that has come since is with the broker alone."""
     daemon = drill.daemon()
     save_session(drill)
-    with drill.fleet(faults=NO_CONFLICTS):
-        drill.wait_for_load()
-        drill.pause(most=drill.size.seconds / 4)
+    with drill.load(faults=NO_CONFLICTS, most=drill.size.seconds / 4):
         daemon.terminate()
         drill.pause(most=drill.size.seconds / 2)
         drill.arena.broker.kill()
@@ -193,9 +185,7 @@ def one_of_two_terminated(drill: Round) -> Outcome:
 
 def _one_of_two(drill: Round, end: Callable[[Daemon], object]) -> Outcome:
     first, _ = (drill.daemon(mqtt__share_group=GROUP) for _ in range(2))
-    with drill.fleet(faults=NO_CONFLICTS):
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load(faults=NO_CONFLICTS):
         end(first)
         with drill.recovery():
             pass
@@ -211,9 +201,7 @@ def same_name(drill: Round) -> Outcome:
     Over both the counters are true, and `verify` asks for that; the books of one alone do not balance.
     """
     first = drill.daemon()
-    with drill.fleet(rate=drill.size.rate // 2, seconds=drill.size.seconds + TAKEOVERS_S):
-        drill.wait_for_load()
-        drill.pause(most=drill.size.seconds / 4)
+    with drill.load(rate=drill.size.rate // 2, seconds=drill.size.seconds + TAKEOVERS_S, most=drill.size.seconds / 4):
         second = drill.daemon(client_id=first.client_id, ready=False)
         both = {first, second}
         ended = wait_until(lambda: {daemon for daemon in both if not daemon.running}, "one of them has ended")

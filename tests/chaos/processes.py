@@ -10,9 +10,7 @@ from tests.integration.harness import ask
 def daemon_killed(drill: Round) -> Outcome:
     """SIGKILL: no chance to finish anything."""
     daemon = drill.daemon()
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         daemon.kill()
         with drill.recovery():
             daemon.start()
@@ -23,9 +21,7 @@ def daemon_terminated(drill: Round) -> Outcome:
     """SIGTERM under full load: it must end in order, with 0, and owe nobody anything."""
     daemon = drill.daemon(batch__max_readings=5_000, batch__max_age_ms=200)
     # The broker takes it several times as fast as it can be stored: there is a backlog at any moment of it.
-    with drill.fleet(rate=0, messages=int(4 * drill.size.rate * drill.size.seconds)):
-        drill.wait_for_load()
-        drill.pause(most=drill.size.seconds / 6)
+    with drill.load(rate=0, messages=int(4 * drill.size.rate * drill.size.seconds), most=drill.size.seconds / 6):
         drill.close_books()
         with drill.recovery():
             daemon.start()
@@ -35,9 +31,7 @@ def daemon_terminated(drill: Round) -> Outcome:
 def database_stopped_immediately(drill: Round) -> Outcome:
     """`immediate`: sessions are cut off, and the start after it has to recover from the log."""
     drill.daemon()
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         drill.arena.postgres.stop("immediate")
         drill.pause(most=0.5)
         with drill.recovery():
@@ -48,9 +42,7 @@ def database_stopped_immediately(drill: Round) -> Outcome:
 def postmaster_killed(drill: Round) -> Outcome:
     """SIGKILL of the postmaster: its backends outlive it by a moment, and may still commit."""
     drill.daemon()
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         drill.arena.postgres.kill()
         drill.pause(most=0.5)
         with drill.recovery():
@@ -61,9 +53,7 @@ def postmaster_killed(drill: Round) -> Outcome:
 def backend_killed(drill: Round) -> Outcome:
     """SIGKILL of the backend that writes: PostgreSQL ends all others as well, and recovers."""
     drill.daemon()
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         (writer,) = ask(
             drill.dsn,
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'wattbridge' AND datname = current_database()",
@@ -76,9 +66,7 @@ def backend_killed(drill: Round) -> Outcome:
 def broker_restarted(drill: Round) -> Outcome:
     """SIGTERM: Mosquitto writes sessions and messages to disk, and reads them when it starts."""
     drill.daemon()
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         drill.arena.broker.stop()
         drill.pause(most=0.5)
         with drill.recovery():

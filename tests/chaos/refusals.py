@@ -108,9 +108,7 @@ def _crossed(drill: Round, other: psycopg.Connection) -> bool:
 def serialization_failures(drill: Round) -> Outcome:
     """Statements and commits fail now and then, as they do where transactions are serializable."""
     daemon = drill.daemon(**BUSY_ROLLUPS)
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         ask(drill.dsn, FLAKY)
         wait_for_refusal(daemon, "40001", FAILURES_SEEN)
         with drill.recovery():
@@ -123,11 +121,8 @@ def serialization_failures(drill: Round) -> Outcome:
 def statement_timeout(drill: Round) -> Outcome:
     """Another session locks a table for longer than a statement may take."""
     daemon = drill.daemon(database__statement_timeout_s=1, **BUSY_ROLLUPS)
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
-        with _locked(drill):
-            wait_for_refusal(daemon, "57014", drill.chance.randint(1, MOST_ATTEMPTS))
+    with drill.load(), _locked(drill):
+        wait_for_refusal(daemon, "57014", drill.chance.randint(1, MOST_ATTEMPTS))
     outcome = drill.judge()
     Verdicts(daemon).check(warned={"57014"})
     return outcome
@@ -139,11 +134,8 @@ def lock_timeout(drill: Round) -> Outcome:
         role, database = sql.Identifier(WRITER), sql.Identifier(drill.database)
         admin.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET lock_timeout = '100ms'").format(role, database))
     daemon = drill.daemon(**BUSY_ROLLUPS)
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
-        with _locked(drill):
-            wait_for_refusal(daemon, "55P03", drill.chance.randint(1, MOST_ATTEMPTS))
+    with drill.load(), _locked(drill):
+        wait_for_refusal(daemon, "55P03", drill.chance.randint(1, MOST_ATTEMPTS))
     outcome = drill.judge()
     Verdicts(daemon).check(warned={"55P03"})
     return outcome
@@ -164,9 +156,7 @@ def read_only_standby(drill: Round) -> Outcome:
     """The server comes back as a standby, which only reads, until it is promoted."""
     daemon = drill.daemon(**BUSY_ROLLUPS)
     server = drill.arena.postgres
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         server.stop()
         server._write("data/standby.signal", "")
         server.start()
@@ -182,9 +172,7 @@ def revoked_privilege(drill: Round) -> Outcome:
     """The daemon may not write one of the tables: it complains, and waits for the operator."""
     table = drill.chance.choice(("meter_history", "vehicle_history", "vehicle_live", "dead_letter", "ingest_counter"))
     daemon = drill.daemon(**BUSY_ROLLUPS)
-    with drill.fleet():
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load():
         ask(drill.dsn, f"REVOKE INSERT ON {table} FROM wattbridge_writer")
         wait_for_refusal(daemon, "42501", drill.chance.randint(1, MOST_ATTEMPTS))
         with drill.recovery():
@@ -270,9 +258,7 @@ def partition_detached(drill: Round) -> Outcome:
     """A day of history is detached while it is being written: its readings are kept as dead letters, and replayed."""
     history = drill.chance.choice(("meter_history", "vehicle_history"))
     daemon = drill.daemon(**BUSY_ROLLUPS)
-    with drill.fleet(faults=UNREPEATED) as fleet:
-        drill.wait_for_load()
-        drill.pause()
+    with drill.load(faults=UNREPEATED) as fleet:
         partition = _in_use(drill, history)
         bounds = one(
             drill.dsn, "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = %s::regclass", partition
