@@ -16,7 +16,7 @@ from bridge.config import Config
 from bridge.errors import WattbridgeError
 from bridge.messages import RFC3339, microseconds, printable
 from bridge.store import conninfo
-from bridge.topics import DEVICE_ID
+from bridge.topics import is_device_id
 
 MOST_PROBLEMS_NAMED = 20
 LONGEST_VALUE_NAMED = 64
@@ -201,7 +201,7 @@ def _assignment(values: Sequence[str], columns: Sequence[str]) -> Assignment:
     problems = [
         f"{column} {_shown(row[column])} is no device id; allowed are 1 to 128 of A-Z a-z 0-9 . _ : -"
         for column in COLUMNS[:2]
-        if not DEVICE_ID.fullmatch(row[column])
+        if not is_device_id(row[column])
     ]
     times: list[datetime | None] = []
     for column in COLUMNS[2:]:

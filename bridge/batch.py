@@ -91,9 +91,11 @@ class Batch:
         """Takes a reading; the first one of a (device, ts) stays, another one with other values is its rival."""
         self.received += 1
         known = self.keep(reading)
-        if known is not reading and known.values == reading.values:
+        if known is reading:
+            return
+        if known.values == reading.values:
             self.repeated[_key(reading)] += 1
-        elif known is not reading:
+        else:
             self.rivals.append(reading)
 
     def add_presence(self, presence: Presence) -> None:
@@ -175,7 +177,7 @@ class Batch:
 
     def keep(self, reading: Reading) -> Reading:
         """Takes a reading unless its (device, ts) is taken; returns the one that stays: the first."""
-        key = (reading.device_id, reading.ts)
+        key = reading[:2]  # (device_id, ts)
         if isinstance(reading, MeterReading):
             return self.meters.setdefault(key, reading)
         return self.vehicles.setdefault(key, reading)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -111,7 +112,7 @@ class Connection(asyncio.Protocol):
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
         """PUBACKs, in this order and in one write. On a closed connection nothing: the broker delivers again."""
         if self._transport and not self._transport.is_closing():
-            self._transport.write(b"".join([mqtt5.PubAckPacket(packet_id).write() for packet_id in packet_ids]))
+            self._transport.write(pubacks(packet_ids))
 
     @property
     def paused(self) -> bool:
@@ -187,6 +188,14 @@ class Connection(asyncio.Protocol):
             said = f"the broker disconnected us: {words(packet.reason_code, packet.reason_str)}"
             final = FINAL_DISCONNECTS.get(int(packet.reason_code))
             self.abort(BrokerRefusedError(f"{said}: {final}") if final else ConnectionLostError(said))
+
+
+def pubacks(packet_ids: Sequence[int]) -> bytes:
+    """A PUBACK for each, as bytes: packet type and length, then the packet id (MQTT 5.0, section 3.4)."""
+    ids = struct.pack(f">{len(packet_ids)}H", *packet_ids)
+    packets = bytearray(b"\x40\x02\0\0" * len(packet_ids))
+    packets[2::4], packets[3::4] = ids[::2], ids[1::2]
+    return bytes(packets)
 
 
 def words(code: object, said: str | None) -> str:

@@ -89,11 +89,11 @@ class Load:
         """Notes that this connection has ended."""
         self.lapsed += sum(len(packet_ids) for owner, packet_ids in self.owed if owner is source)
 
-    def owe(self, source: Source, packet_id: int) -> None:
-        """Notes an acknowledgement to give after the commit."""
+    def owed_to(self, source: Source) -> list[int]:
+        """Where to note the acknowledgements to give on this connection after the commit."""
         if not self.owed or self.owed[-1][0] is not source:
             self.owed.append((source, []))
-        self.owed[-1][1].append(packet_id)
+        return self.owed[-1][1]
 
 
 @dataclass(slots=True)
@@ -149,11 +149,13 @@ class Pipeline:
         self._sink = sink
         self._topics = topics
         self._limits = limits
-        self._batch_limits = batch_limits
+        self._most_readings = batch_limits.max_readings
+        self._most_bytes = batch_limits.max_bytes
+        self._most_age_s = batch_limits.max_age_ms / 1_000
         self._window = window
         self._max_bytes = max_outstanding_bytes
         self._clock = clock
-        self._last_arrival = 0
+        self._next_arrival = 0
         self._loads: deque[Load] = deque()
         self._held = 0
         self._held_bytes = 0
@@ -193,23 +195,29 @@ class Pipeline:
     def receive(self, source: Source, publications: Sequence[Publication]) -> None:
         """Decodes what one network chunk brought and adds it to the batch that is open. Called by the connection."""
         now = time.monotonic()
-        progress = self.progress
         if not self._held:
             self._still_since = now
+        taken = size = 0
+        arrival = self._arrival(len(publications))
+        load: Load | None = None
         for publication in publications:
-            load = self._open_load(now)
-            readings = -load.batch.taken
-            self._decode(load.batch, publication)
-            readings += load.batch.taken
+            if load is None or self._is_full(load):
+                load = self._open_load(now)
+                owed = load.owed_to(source)
+            payload, packet_id = publication.payload, publication.packet_id
+            readings = self._decode(load.batch, publication.topic, payload, publication.content_type, arrival)
+            arrival += 1
             load.deliveries += 1
             load.readings += readings
-            load.size += len(publication.payload)
-            progress.taken += readings
-            self._held += readings
-            self._held_bytes += len(publication.payload)
-            if publication.packet_id is not None:
-                load.owe(source, publication.packet_id)
-        progress.deliveries += len(publications)
+            load.size += len(payload)
+            taken += readings
+            size += len(payload)
+            if packet_id is not None:
+                owed.append(packet_id)
+        self._held += taken
+        self._held_bytes += size
+        self.progress.taken += taken
+        self.progress.deliveries += len(publications)
         if self._is_too_much():
             source.pause()
             self._paused = source
@@ -269,31 +277,37 @@ class Pipeline:
         return self._loads[-1]
 
     def _is_full(self, load: Load) -> bool:
-        return load.readings >= self._batch_limits.max_readings or load.size >= self._batch_limits.max_bytes
+        return load.readings >= self._most_readings or load.size >= self._most_bytes
 
-    def _decode(self, batch: Batch, publication: Publication) -> None:
-        arrival = self._arrival()
-        device_id, topic, payload = "", publication.topic, publication.payload
+    def _decode(self, batch: Batch, topic: str, payload: bytes, content_type: str | None, arrival: int) -> int:
+        """Adds what a message says to the batch; returns of how many readings or status messages it is."""
+        device_id = ""
         try:
             kind, device_id, channel = self._topics.parse(topic)
             if channel is Channel.STATUS:
                 batch.add_presence(decode_status(kind, device_id, payload, arrival))
-                return
-            for item in decode_telemetry(kind, device_id, payload, publication.content_type, arrival, self._limits):
-                if isinstance(item, Rejection):
-                    batch.add_rejection(item, device_id, topic, payload, publication.content_type, arrival)
-                else:
-                    batch.add_reading(item)
+                return 1
+            items = decode_telemetry(kind, device_id, payload, content_type, arrival, self._limits)
         except Rejection as rejection:
-            batch.add_rejection(rejection, device_id, topic, payload, publication.content_type, arrival)
+            batch.add_rejection(rejection, device_id, topic, payload, content_type, arrival)
+            return 1
+        for item in items:
+            if isinstance(item, Rejection):
+                batch.add_rejection(item, device_id, topic, payload, content_type, arrival)
+            else:
+                batch.add_reading(item)
+        return len(items)
 
-    def _arrival(self) -> int:
-        """Now in microseconds since 1970, never the same twice: it may have to tell readings of a device apart."""
+    def _arrival(self, messages: int) -> int:
+        """When the first of so many messages arrived, in microseconds since 1970; each next one comes one later.
+
+        Never the same twice: it may have to tell readings of a device apart.
+        """
         now = round(self._clock() * SECOND)
         # A clock that was put back is followed, once it differs by more than a burst of messages can explain.
-        ahead = self._last_arrival - now
-        self._last_arrival = self._last_arrival + 1 if 0 <= ahead < SECOND else now
-        return self._last_arrival
+        first = self._next_arrival if 0 < self._next_arrival - now <= SECOND else now
+        self._next_arrival = first + messages
+        return first
 
     async def _next_load(self) -> Load | None:
         """The oldest load, once it is full or old enough; None when drained."""
@@ -302,7 +316,7 @@ class Pipeline:
             wait = None
             if self._loads:
                 load = self._loads[0]
-                wait = load.opened + self._batch_limits.max_age_ms / 1_000 - time.monotonic()
+                wait = load.opened + self._most_age_s - time.monotonic()
                 if wait <= 0 or self._draining or self._is_full(load):
                     return self._loads.popleft()
             elif self._draining:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from bridge.errors import Reason, Rejection
 
 DEVICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-ADDRESSES_REMEMBERED = 65_536
+# Fleets are finite and talk once a minute: remembering who is who saves two or three matches a message.
+REMEMBERED = 65_536
 
 
 class Kind(StrEnum):
@@ -46,8 +47,7 @@ class Topics:
         if telemetry == status:
             raise ValueError("the telemetry and the status template must differ")
         self._patterns = {channel: _pattern(template) for channel, template in self._templates.items()}
-        # Fleets are finite and talk once a minute: remembering who is who saves two matches a message.
-        self.parse = lru_cache(maxsize=ADDRESSES_REMEMBERED)(self._parse)
+        self.parse = lru_cache(maxsize=REMEMBERED)(self._parse)
 
     def filters(self, channel: Channel) -> list[str]:
         """Topic filters that match the devices of each kind, e.g. `energy/v1/meter/+/telemetry`."""
@@ -73,6 +73,12 @@ class Topics:
                     )
                 return Address(Kind(match["kind"]), device_id, channel)
         raise Rejection(Reason.UNKNOWN_TOPIC, "no topic template of the configuration matches")
+
+
+@lru_cache(maxsize=REMEMBERED)
+def is_device_id(name: str) -> bool:
+    """Whether this may name a device."""
+    return DEVICE_ID.fullmatch(name) is not None
 
 
 def check_template(template: str) -> None:

@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cbor2
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -827,6 +828,26 @@ def test_any_other_status_is_rejected(payload: bytes) -> None:
 kinds = st.sampled_from(Kind)
 device_ids = st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True)
 content_types = st.sampled_from([None, CBOR, "application/json"])
+ODD_BYTES = [
+    b'"',
+    b"\\",
+    b",",
+    b":",
+    b"{}",
+    b"[",
+    b"]",
+    b"e",
+    b"-",
+    b".",
+    b"0",
+    b"null",
+    b"NaN",
+    b"\xff",
+    b"\x00",
+    b" ",
+    b"Z",
+    b"+",
+]
 names = st.sampled_from(
     [
         *("meterId", "meter_id", "vehicleId", "vehicle_id", "kwhConsumedAc", "kwhDeliveredDc", "kwh_delivered_dc"),
@@ -948,6 +969,52 @@ def test_json_and_cbor_give_the_same_readings(documents: list[Any], kind: Kind) 
 def test_no_cbor_item_does_more_harm_than_a_rejection(payload: bytes, kind: Kind) -> None:
     assert_keeps_the_contract(decode_or_reject(payload, kind, CBOR))
     assert_keeps_the_contract(decode_or_reject(b"\x81" + payload, kind, CBOR))
+
+
+@given(
+    bodies.map(lambda body: json.dumps(body).encode()) | st.sampled_from([METER_EXAMPLE, VEHICLE_EXAMPLE]),
+    kinds,
+    st.lists(
+        st.tuples(st.integers(0, 200), st.integers(0, 3), st.sampled_from(ODD_BYTES) | st.binary(max_size=2)),
+        max_size=2,
+    ),
+)
+@settings(max_examples=1_000)
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "voltage": 3}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "meter_id": "E"}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "meterId": "D", "meter_id": "E"}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "kwh_consumed_ac": 3}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "other": "\xff"}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "other": "\\ud800"}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "other": ' + b"[" * 190 + b"]" * 190 + b"}", Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "other": ' + b"[" * 600 + b"]" * 600 + b"}", Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "timestamp": "2026-02-10T14:47:24.9999999Z"}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "timestamp": "2026-W07-2T14:47:24.841Z"}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "timestamp": 1770734844841}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "timestamp": true}', Kind.METER, [])
+@example(b'{"kwhConsumedAc": 1, "voltage": 2, "timestamp": {}}', Kind.METER, [])
+def test_the_quick_way_to_decode_says_what_the_long_way_says(
+    payload: bytes, kind: Kind, damage: list[tuple[int, int, bytes]]
+) -> None:
+    for place, length, instead in damage:
+        payload = payload[:place] + instead + payload[place + length :]
+    quick = decode_or_reject(payload, kind, None)
+    with patch("bridge.messages._decode_usual", return_value=None):
+        long = decode_or_reject(payload, kind, None)
+    assert [told(item) for item in quick] == [told(item) for item in long]
+
+
+def told(item: Reading | Rejection) -> object:
+    return (item.reason, item.detail, item.payload) if isinstance(item, Rejection) else (type(item), repr(item))
+
+
+def test_the_usual_messages_take_the_quick_way() -> None:
+    for kind, device_id, payload in (
+        (Kind.METER, "MTR-001", METER_EXAMPLE),
+        (Kind.VEHICLE, "VEH-001", VEHICLE_EXAMPLE),
+    ):
+        with patch("bridge.messages._METER", None), patch("bridge.messages._VEHICLE", None):
+            assert decode(payload, kind, device_id)
 
 
 energies = st.floats(0, LIMITS.max_interval_kwh)

@@ -49,7 +49,12 @@ def pipeline(clock: Clock) -> Pipeline:
 
 async def test_a_standing_clock_gives_each_message_of_a_burst_a_time_of_its_own(pipeline: Pipeline) -> None:
     start = round(START_S * SECOND)
-    assert [pipeline._arrival() for _ in range(1_000)] == list(range(start, start + 1_000))
+    assert [pipeline._arrival(1) for _ in range(1_000)] == list(range(start, start + 1_000))
+
+
+async def test_the_messages_of_one_chunk_have_times_of_their_own_too(pipeline: Pipeline) -> None:
+    first = pipeline._arrival(500)
+    assert pipeline._arrival(1) == first + 500
 
 
 async def test_a_clock_that_is_put_back_a_little_within_a_burst_never_repeats_itself(
@@ -58,22 +63,22 @@ async def test_a_clock_that_is_put_back_a_little_within_a_burst_never_repeats_it
     seen = []
     for back in (0.0, 0.0005, 0.1, 0.9, 0.0, 0.9):
         clock.seconds = START_S - back
-        seen.append(pipeline._arrival())
+        seen.append(pipeline._arrival(1))
     assert seen == sorted(set(seen))
 
 
 @pytest.mark.parametrize("days", [1, 3, 400])
 async def test_a_clock_that_is_put_back_by_days_is_followed(pipeline: Pipeline, clock: Clock, days: int) -> None:
-    wrong = pipeline._arrival()
+    wrong = pipeline._arrival(1)
     clock.seconds -= days * 86_400
-    assert [pipeline._arrival() for _ in range(3)] == [wrong - days * DAY + n for n in range(3)]
+    assert [pipeline._arrival(1) for _ in range(3)] == [wrong - days * DAY + n for n in range(3)]
 
 
 async def test_it_catches_up_with_the_clock_after_a_burst(pipeline: Pipeline, clock: Clock) -> None:
     for _ in range(1_000):
-        pipeline._arrival()
+        pipeline._arrival(1)
     clock.seconds += 0.5
-    assert pipeline._arrival() == round(clock.seconds * SECOND)
+    assert pipeline._arrival(1) == round(clock.seconds * SECOND)
 
 
 # The books: whatever came in is given back, held or counted by the database, whenever one looks.
