@@ -5,21 +5,24 @@ The one module on the data path that runs psycopg.
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import psycopg
 import structlog
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
 
 from bridge.batch import Batch, DeadLetter
 from bridge.config import Database
 from bridge.errors import ConfigError
-from bridge.messages import DAY, EPOCH, SECOND, MeterReading, Reading, VehicleReading, microseconds, printable
+from bridge.messages import DAY, EPOCH, SECOND, MeterReading, Reading, microseconds, printable
 from bridge.migrate import check_schema
 from bridge.topics import Kind
 
@@ -50,8 +53,13 @@ PASSING_ERRORS = ("08", "40", "53", "57", "55P03", "25P03", "25P04")
 SETTINGS = {"datestyle": "ISO", "timezone": "UTC", "jit": "off", "default_transaction_isolation": "read committed"}
 # On the data path, plans that look readings up by key. (Staging tables have no statistics, and a plan made while a
 # partition was small is kept when it is not: without this and jit = off a batch of duplicates may read the whole
-# partition once for each of them.)
-BY_KEY = {"enable_seqscan": "off"}
+# partition once for each of them. And without other joins than nested loops, what is joined with a staging table is
+# looked at, and locked, in the order of the staging table.)
+BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+
+
+# So many devices of a kind are remembered to have a live row: about 20 MB.
+MOST_MET = 200_000
 
 
 class Totals(NamedTuple):
@@ -86,6 +94,8 @@ class Store:
         self._config = config
         self._instance = instance
         self._connection: AsyncConnection[tuple[Any, ...]] | None = None
+        self._attempted: UUID | None = None
+        self._met: dict[Kind, set[str]] = {kind: set() for kind in Kind}
         self._partitions: dict[str, set[int]] = {"meter_history": set(), "vehicle_history": set()}
 
     async def open(self) -> Totals:
@@ -118,20 +128,30 @@ class Store:
                 # No constraint, so there is no partition: it was dropped since we looked, and is made again.
                 self._forget_partitions()
                 return await self._commit(batch)
+            except psycopg.errors.UniqueViolation:
+                # Somebody put a live row back: it does not tell any more what is new.
+                log.warning("store.live_behind", meaning="history has newer readings than a live row; see docs")
+                return await self._commit(batch, trusting=False)
         except Exception as error:
             raise await self._verdict(error) from error
 
-    async def _commit(self, batch: Batch) -> Totals:
+    async def _commit(self, batch: Batch, *, trusting: bool = True) -> Totals:
+        """`trusting`: whether live rows are taken for the newest readings of history, so that it need not be asked."""
         connection = await self._connected()
+        # What is tried again may have been committed, and is what the live rows say itself.
+        trusting = trusting and batch.id != self._attempted
+        self._attempted = batch.id
         await self._ensure_partitions(connection, "meter_history", batch.meters.values())
         await self._ensure_partitions(connection, "vehicle_history", batch.vehicles.values())
         async with connection.transaction(), connection.cursor() as cursor:
-            return await self._write(cursor, batch)
+            return await self._write(cursor, batch, trusting=trusting)
 
-    async def _write(self, cursor: AsyncCursor[tuple[Any, ...]], batch: Batch) -> Totals:
+    async def _write(self, cursor: AsyncCursor[tuple[Any, ...]], batch: Batch, *, trusting: bool) -> Totals:
         late_before = await _begin(cursor)
-        meters = await _store_readings(cursor, Kind.METER, batch.meters)
-        vehicles = await _store_readings(cursor, Kind.VEHICLE, batch.vehicles)
+        meters, vehicles = [
+            await _store_readings(cursor, kind, readings.values(), late_before, self._met[kind], trusting=trusting)
+            for kind, readings in ((Kind.METER, batch.meters), (Kind.VEHICLE, batch.vehicles))
+        ]
         stored = meters.stored + vehicles.stored
         differing = meters.differing | vehicles.differing
         known = len(batch.meters) + len(batch.vehicles) - stored - len(differing)
@@ -278,23 +298,91 @@ class _Stored(NamedTuple):
 async def _store_readings(
     cursor: AsyncCursor[tuple[Any, ...]],
     kind: Kind,
-    readings: dict[tuple[str, int], MeterReading] | dict[tuple[str, int], VehicleReading],
+    readings: Collection[Reading],
+    late_before: float,
+    met: set[str],
+    *,
+    trusting: bool,
 ) -> _Stored:
-    """History and live state of one kind; what is left over is known already, with the same values or with others."""
+    """History and live state of one kind; what is left over is known already, with the same values or with others.
+
+    What is newer than the live row of its device is copied straight into history, all else by way of the staging table.
+    """
     if not readings:
         return _Stored(0, {})
-    async with cursor.copy(_COPY[kind]) as copy:
-        await copy.write(copy_rows(readings.values()))
+    in_order = sorted(readings, key=attrgetter("device_id"))
+    oldest = newest = {reading.device_id: reading for reading in in_order}
+    if len(newest) < len(in_order):
+        in_order.sort()  # by device, then by time
+        newest = {reading.device_id: reading for reading in in_order}
+        first = {reading.device_id: reading for reading in reversed(in_order)}
+        oldest = {device_id: first[device_id] for device_id in newest}
+    rows = copy_rows(oldest.values())
+    doubtful_devices = await _claim(cursor, kind, oldest.keys(), rows, met)
+    if not trusting:
+        doubtful_devices = oldest.keys()
+    certain, doubtful = in_order, []
+    if doubtful_devices:
+        certain = [reading for reading in in_order if reading.device_id not in doubtful_devices]
+        doubtful = [reading for reading in in_order if reading.device_id in doubtful_devices]
+    if certain:
+        same = certain is in_order and newest is oldest
+        await _copy(cursor, f"{kind}_history", rows if same else copy_rows(certain))
+
+    stored, differing = await _store_doubtful(cursor, kind, doubtful) if doubtful else _Stored(0, {})
+    # The staging table is also where the live rows get the newest readings from, and the marks the late ones.
+    besides = [reading for reading in certain if reading.ts < late_before]
+    if newest is not oldest:
+        besides += [
+            reading for reading in certain if oldest[reading.device_id] is not reading is newest[reading.device_id]
+        ]
+    if besides:
+        await _copy(cursor, f"staged_{kind}", copy_rows(besides))
+    if doubtful or besides:
+        await cursor.execute(_sql(f"upsert_{kind}_live"))
+    return _Stored(len(certain) + stored, differing)
+
+
+async def _store_doubtful(cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, readings: list[Reading]) -> _Stored:
+    """Readings that history may know."""
+    await _copy(cursor, f"staged_{kind}", copy_rows(readings))
     await cursor.execute(_sql(f"insert_{kind}_history"))
     stored = cursor.rowcount
-    differing: dict[tuple[Kind, str, int], tuple[object, ...]] = {}
-    if stored < len(readings):
-        # Binary: exact, however the database would write a number or a date.
-        await cursor.execute(_sql(f"find_{kind}_conflicts"), binary=True)
-        for device_id, ts, *values in await cursor.fetchall():
-            differing[kind, device_id, microseconds(ts)] = tuple(values)
-    await cursor.execute(_sql(f"upsert_{kind}_live"))
-    return _Stored(stored, differing)
+    return _Stored(stored, await _find_conflicts(cursor, kind) if stored < len(readings) else {})
+
+
+async def _claim(
+    cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, device_ids: Collection[str], rows: bytes, met: set[str]
+) -> Collection[str]:
+    """Makes the oldest reading of each device its live row, where it is newer; returns the devices where it is not.
+
+    `rows` are these readings for COPY, in the order of the key; `met` are devices that had a live row before.
+    From here on the live rows are ours until the commit: another writer of these devices waits here and nowhere else.
+    """
+    await _copy(cursor, f"claimed_{kind}", rows)
+    if not met.issuperset(device_ids):
+        await cursor.execute(_sql(f"claim_new_{kind}s"))
+        if len(met) > MOST_MET:
+            met.clear()
+        met.update(device_ids)
+    await cursor.execute(_sql(f"claim_{kind}_live"))
+    ((touched, as_new),) = await cursor.fetchall()
+    # There are fewer where somebody deleted live rows of devices that we have met: then we do not know which.
+    return set(as_new or ()) if touched == len(device_ids) else device_ids
+
+
+async def _copy(cursor: AsyncCursor[tuple[Any, ...]], table: str, rows: bytes) -> None:
+    async with cursor.copy(SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(Identifier(table))) as copy:
+        await copy.write(rows)
+
+
+async def _find_conflicts(
+    cursor: AsyncCursor[tuple[Any, ...]], kind: Kind
+) -> dict[tuple[Kind, str, int], tuple[object, ...]]:
+    """The values in history of those staged readings that it knows with others."""
+    # Binary: exact, however the database would write a number or a date.
+    await cursor.execute(_sql(f"find_{kind}_conflicts"), binary=True)
+    return {(kind, device_id, microseconds(ts)): tuple(v) for device_id, ts, *v in await cursor.fetchall()}
 
 
 async def _insert_dead_letters(cursor: AsyncCursor[tuple[Any, ...]], letters: list[DeadLetter]) -> int:
@@ -368,24 +456,22 @@ def copy_rows(readings: Iterable[Reading]) -> bytes:
     """
     rows = [COPY_HEADER]
     for reading in readings:
-        device = reading.device_id.encode()
-        ts = reading.ts - POSTGRES_EPOCH
-        received_at = reading.received_at - POSTGRES_EPOCH
         if isinstance(reading, MeterReading):
-            packer = _meter_packer(len(device))
+            name, ts, kwh_ac, voltage, received_at, from_arrival = reading
+            device = name.encode()
             rows.append(
-                packer.pack(
-                    6, len(device), device, 8, ts, 8, reading.kwh_ac, 8, reading.voltage,
-                    8, received_at, 1, reading.ts_from_arrival,
+                _meter_packer(len(device))(
+                    6, len(device), device, 8, ts - POSTGRES_EPOCH, 8, kwh_ac, 8, voltage,
+                    8, received_at - POSTGRES_EPOCH, 1, from_arrival,
                 )
             )  # fmt: skip
         else:
-            meter = (reading.meter_id or "").encode()
-            packer = _vehicle_packer(len(device), len(meter))
+            name, ts, kwh_dc, soc, battery_temp, meter_id, received_at, from_arrival = reading
+            device, meter = name.encode(), (meter_id or "").encode()
             rows.append(
-                packer.pack(
-                    8, len(device), device, 8, ts, 8, reading.kwh_dc, 8, reading.soc, 8, reading.battery_temp,
-                    len(meter) or -1, meter, 8, received_at, 1, reading.ts_from_arrival,
+                _vehicle_packer(len(device), len(meter))(
+                    8, len(device), device, 8, ts - POSTGRES_EPOCH, 8, kwh_dc, 8, soc, 8, battery_temp,
+                    len(meter) or -1, meter, 8, received_at - POSTGRES_EPOCH, 1, from_arrival,
                 )
             )  # fmt: skip
     rows.append(COPY_TRAILER)
@@ -393,22 +479,16 @@ def copy_rows(readings: Iterable[Reading]) -> bytes:
 
 
 @cache
-def _meter_packer(device: int) -> struct.Struct:
-    return struct.Struct(f">hi{device}siqididiqi?")
+def _meter_packer(device: int) -> Callable[..., bytes]:
+    return struct.Struct(f">hi{device}siqididiqi?").pack
 
 
 @cache
-def _vehicle_packer(device: int, meter: int) -> struct.Struct:
-    return struct.Struct(f">hi{device}siqidididi{meter}siqi?")
+def _vehicle_packer(device: int, meter: int) -> Callable[..., bytes]:
+    return struct.Struct(f">hi{device}siqidididi{meter}siqi?").pack
 
 
 @cache
 def _sql(name: str) -> str:
     """A statement of the hot path, from sql/ingest."""
     return files("bridge").joinpath("sql", "ingest", f"{name}.sql").read_text(encoding="utf-8")
-
-
-_COPY: dict[Kind, str] = {
-    Kind.METER: "COPY staged_meter FROM STDIN (FORMAT BINARY)",
-    Kind.VEHICLE: "COPY staged_vehicle FROM STDIN (FORMAT BINARY)",
-}

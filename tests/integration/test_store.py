@@ -1,5 +1,6 @@
 """What one batch becomes in the database, whatever the database is set to: the store by itself, without a daemon."""
 
+import asyncio
 import json
 import math
 import uuid
@@ -7,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from random import Random
 from typing import Any, cast
 
 import psycopg
@@ -27,6 +29,7 @@ TOPICS = Topics("energy/v1/{kind}/{device_id}/telemetry", "energy/v1/{kind}/{dev
 # A second before midnight in UTC, and the next day already in Kolkata.
 MIDNIGHT = round(datetime(2026, 2, 11, tzinfo=UTC).timestamp()) * SECOND
 TS = MIDNIGHT - SECOND
+ARRIVALS = count(TS + SECOND)
 
 
 @pytest.fixture
@@ -43,9 +46,10 @@ def reading(kind: Kind, device: str, value: float, ts: int = TS) -> Reading:
 
 
 def batch_of(readings: Iterable[Reading]) -> Batch:
+    """A batch of these readings, each of which arrives at a time of its own, as always."""
     batch = Batch(TOPICS)
     for item in readings:
-        batch.add_reading(item)
+        batch.add_reading(item._replace(received_at=next(ARRIVALS)))
     return batch
 
 
@@ -83,16 +87,11 @@ async def test_the_verdict_does_not_depend_on_the_batch(
     store: Store, database: str, kind: Kind, values: list[float], duplicates: int, dead: int
 ) -> None:
     """History has 2.0; what else is said about that (device, ts) may come in one batch or one by one."""
-    clock = count(TS)
-
-    def arriving(*said: Reading) -> Batch:
-        return batch_of(item._replace(received_at=next(clock)) for item in said)
-
-    before = await store.write(arriving(*(reading(kind, device, 2.0) for device in ("TOGETHER", "APART"))))
-    between = await store.write(arriving(*(reading(kind, "TOGETHER", value) for value in values)))
+    before = await store.write(batch_of(reading(kind, device, 2.0) for device in ("TOGETHER", "APART")))
+    between = await store.write(batch_of(reading(kind, "TOGETHER", value) for value in values))
     after = between
     for value in values:
-        after = await store.write(arriving(reading(kind, "APART", value)))
+        after = await store.write(batch_of([reading(kind, "APART", value)]))
     expected = Totals(received=len(values), duplicate=duplicates, dead_lettered=dead)
     assert change(before, between) == expected
     assert change(between, after) == expected
@@ -179,6 +178,109 @@ async def test_a_batch_of_duplicates_never_reads_a_whole_partition(store: Store,
     assert change(totals, await store.write(batch_of(more))) == Totals(101, 1, 99, 1, 0)
 
 
+# --- what needs no look at history -------------------------------------------------------------------------
+
+
+def times_of(dsn: str, kind: Kind) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """History and live rows: device, and time in seconds after TS."""
+    seconds = f"(extract(epoch FROM ts) - {TS // SECOND})::int"
+    query = f"SELECT {kind}_id, {seconds} FROM {kind}_{{}} ORDER BY 1, 2"
+    return ask(dsn, query.format("history")), ask(dsn, query.format("live"))
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_the_live_row_is_the_newest_whichever_way_readings_come(store: Store, database: str, kind: Kind) -> None:
+    def at(device: str, *seconds: int) -> list[Reading]:
+        return [reading(kind, device, 1.0 + second, TS + second * SECOND) for second in seconds]
+
+    await store.write(batch_of(at("KNOWN", 10) + at("AHEAD", 50) + at("AROUND", 20)))
+    # One that is newer, several that are, one between and one that is known, a new one, several of a new one.
+    said = (
+        at("KNOWN", 12, 13, 11) + at("AHEAD", 40, 50) + at("AROUND", 30, 10, 20) + at("NEW", 5) + at("OTHER", 8, 7, 9)
+    )
+    totals = await store.write(batch_of(said))
+    assert totals == Totals(received=15, stored=13, duplicate=2)
+    history, live = times_of(database, kind)
+    assert history == sorted({(item.device_id, (item.ts - TS) // SECOND) for item in said} | {("KNOWN", 10)})
+    assert live == [("AHEAD", 50), ("AROUND", 30), ("KNOWN", 13), ("NEW", 5), ("OTHER", 9)]
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_live_row_that_was_put_back_costs_time_and_nothing_else(
+    store: Store, database: str, kind: Kind
+) -> None:
+    def batch() -> Batch:
+        return batch_of(reading(kind, "D", float(second), TS + second * SECOND) for second in range(1, 4))
+
+    await store.write(batch())
+    ask(database, f"UPDATE {kind}_live SET ts = ts - interval '1 hour'")
+    more = batch_of([*batch().readings, reading(kind, "E", 1.0)])
+    assert await store.write(more) == Totals(received=7, stored=4, duplicate=3)
+    history, live = times_of(database, kind)
+    assert history == [("D", 1), ("D", 2), ("D", 3), ("E", 0)]
+    assert live == [("D", 3), ("E", 0)]
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_live_rows_that_are_gone_come_again(store: Store, database: str, kind: Kind) -> None:
+    await store.write(batch_of([reading(kind, "D", 1.0), reading(kind, "D", 2.0, TS + SECOND)]))
+    ask(database, f"TRUNCATE {kind}_live")
+    again = batch_of([reading(kind, "D", 1.0), reading(kind, "D", 3.0, TS + 2 * SECOND)])
+    assert await store.write(again) == Totals(received=4, stored=3, duplicate=1)
+    assert times_of(database, kind) == ([("D", 0), ("D", 1), ("D", 2)], [("D", 2)])
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_late_reading_is_marked_also_where_it_is_the_newest_of_its_device(
+    store: Store, database: str, kind: Kind
+) -> None:
+    await store.write(batch_of([reading(kind, "D", 1.0), reading(kind, "ON TIME", 1.0)]))
+    ask(database, "SELECT rollup_advance(to_timestamp(%s))", TS // SECOND + 3600)
+    ask(database, "DELETE FROM rollup_mark")
+    in_time = reading(kind, "ON TIME", 1.0, TS + 7200 * SECOND)
+    late = [reading(kind, "D", 2.0, TS + minute * 60 * SECOND) for minute in (20, 40)]
+    assert change(Totals(2, 2), await store.write(batch_of([in_time, *late]))) == Totals(received=3, stored=3)
+    quarters = f"((extract(epoch FROM lower(quarter_hours)) - {TS // SECOND + 1}) / 900)::int"
+    assert ask(database, f"SELECT device_id, kind, {quarters} FROM rollup_mark ORDER BY 3") == [
+        ("D", kind, 1),
+        ("D", kind, 2),
+    ]
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_batch_that_was_committed_without_an_answer_is_no_reason_for_distrust(
+    store: Store, database: str, kind: Kind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = batch_of(reading(kind, f"D-{number}", 1.0) for number in range(3))
+    assert await store.write(batch) == await store.write(batch) == Totals(received=3, stored=3)
+    assert "store.live_behind" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_writers_of_the_same_devices_wait_and_never_deadlock(database: str, kind: Kind) -> None:
+    """All at once: known devices and new ones, duplicates of each other, several of a device, in any order."""
+    devices = [f"D-{number:02}" for number in range(60)]
+    chance = Random(5)
+    stores = [Store(Database(dsn=database), f"store-{number}") for number in range(3)]
+
+    async def write(store: Store) -> None:
+        for minute in range(12):
+            said = [
+                reading(kind, device, 1.0, TS + (minute - back) * 60 * SECOND)
+                for device in chance.sample(devices, 20 + 3 * minute)
+                for back in chance.sample(range(4), 2)
+            ]
+            await store.write(batch_of(said))
+
+    await asyncio.gather(*map(write, stores))
+    for one_of_them in stores:
+        await one_of_them.close()
+    assert ask(database, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+    assert check_books(database).dead_lettered == 0
+    newest = ask(database, f"SELECT {kind}_id, max(ts) FROM {kind}_history GROUP BY 1 ORDER BY 1")
+    assert ask(database, f"SELECT {kind}_id, ts FROM {kind}_live ORDER BY 1") == newest
+
+
 # --- settings of the database ------------------------------------------------------------------------------
 
 # 0.30000000000000004 and 0.3 are one number to whom 15 digits are enough.
@@ -192,7 +294,8 @@ async def test_what_the_database_is_set_to_changes_nothing(database: str) -> Non
         odd = [TS + 123_457, MIDNIGHT, MIDNIGHT - 1]
         readings = [reading(kind, "D", EXACT, ts) for kind in Kind for ts in odd]
         try:
-            first = await store.write(batch_of(readings))
+            arrived = batch_of(readings)
+            first = await store.write(arrived)
             again = await store.write(batch_of(readings))
             # The first rival differs in the last bit; after it comes what history has.
             rivals = [reading(kind, "D", value, odd[0]) for kind in Kind for value in (0.3, EXACT)]
@@ -217,9 +320,11 @@ async def test_what_the_database_is_set_to_changes_nothing(database: str) -> Non
     for kind, energy in ((Kind.METER, "kwh_ac"), (Kind.VEHICLE, "kwh_dc")):
         rows = ask(plain, f"SELECT ts, received_at, {energy}, tableoid::regclass::text FROM {kind}_history")
         expected = set()
-        for ts in odd:
-            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ts)
-            expected.add((moment, moment + timedelta(microseconds=1), EXACT, f"{kind}_history_{moment:%Y%m%d}"))
+        for item in (arrived.meters if kind is Kind.METER else arrived.vehicles).values():
+            moment, arrival = (
+                datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us) for us in (item.ts, item.received_at)
+            )
+            expected.add((moment, arrival, EXACT, f"{kind}_history_{moment:%Y%m%d}"))
         assert set(rows) == expected
         bounds = ask(
             plain,
@@ -231,8 +336,9 @@ async def test_what_the_database_is_set_to_changes_nothing(database: str) -> Non
             f"{kind}_history_20260210": "FOR VALUES FROM ('2026-02-10 00:00:00+00') TO ('2026-02-11 00:00:00+00')",
             f"{kind}_history_20260211": "FOR VALUES FROM ('2026-02-11 00:00:00+00') TO ('2026-02-12 00:00:00+00')",
         }
-    arrived = ask(plain, "SELECT DISTINCT received_at FROM dead_letter")
-    assert arrived == [(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=odd[0] + 1),)]
+    times = {row for (row,) in ask(plain, "SELECT received_at FROM dead_letter")}
+    rejected = (strange.dead_letters[0], *list(strange.meters.values()), *strange.vehicles.values())
+    assert times == {datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=one.received_at) for one in rejected}
     assert ask(plain, "SELECT topic, detail FROM dead_letter WHERE device_id = ''") == [("Ä/🔌", "Größe 🔌")]
     letters = ask(plain, "SELECT payload FROM dead_letter WHERE device_id <> ''")
     assert all(0.3 in json.loads(payload).values() for (payload,) in letters)
