@@ -151,7 +151,7 @@ class BatchLimits(_Section):
 
     max_readings: int = Field(5_000, ge=1, le=100_000, description="readings")
     max_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="payload bytes")
-    max_age_ms: int = Field(200, ge=1, le=60_000, description="age of its first reading, milliseconds")
+    max_age_ms: int = Field(100, ge=1, le=60_000, description="age of its first reading, milliseconds")
 
 
 class Maintenance(_Section):

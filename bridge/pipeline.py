@@ -19,12 +19,14 @@ from bridge.batch import Batch
 from bridge.config import BatchLimits
 from bridge.errors import Rejection
 from bridge.health import Standing
-from bridge.messages import SECOND, Limits, decode_status, decode_telemetry
+from bridge.messages import SECOND, Limits, decode_status, decode_telemetry, decode_usual
 from bridge.store import RefusedError, RetryError, Totals
 from bridge.topics import Channel, Topics
 
 log = structlog.get_logger()
 
+# Of a message that decode_usual may look at.
+USUAL_TYPES = (None, "application/json")
 # When told to stop, the database is asked this often: the deadline runs.
 DRAINING_DELAY_S = 0.5
 
@@ -148,6 +150,7 @@ class Pipeline:
     ) -> None:
         self._sink = sink
         self._topics = topics
+        self._parse = topics.parse
         self._limits = limits
         self._most_readings = batch_limits.max_readings
         self._most_bytes = batch_limits.max_bytes
@@ -205,7 +208,7 @@ class Pipeline:
                 load = self._open_load(now)
                 owed = load.owed_to(source)
             payload, packet_id = publication.payload, publication.packet_id
-            readings = self._decode(load.batch, publication.topic, payload, publication.content_type, arrival)
+            readings = self._decode(load.batch, publication, payload, arrival)
             arrival += 1
             load.deliveries += 1
             load.readings += readings
@@ -279,13 +282,18 @@ class Pipeline:
     def _is_full(self, load: Load) -> bool:
         return load.readings >= self._most_readings or load.size >= self._most_bytes
 
-    def _decode(self, batch: Batch, topic: str, payload: bytes, content_type: str | None, arrival: int) -> int:
-        """Adds what a message says to the batch; returns of how many readings or status messages it is."""
-        device_id = ""
+    def _decode(self, batch: Batch, publication: Publication, payload: bytes, arrival: int) -> int:
+        """Adds what a message says to the batch; returns how many readings or status messages it is."""
+        device_id, topic, content_type = "", publication.topic, publication.content_type
         try:
-            kind, device_id, channel = self._topics.parse(topic)
+            kind, device_id, channel = self._parse(topic)
             if channel is Channel.STATUS:
                 batch.add_presence(decode_status(kind, device_id, payload, arrival))
+                return 1
+            if content_type in USUAL_TYPES and (
+                reading := decode_usual(kind, device_id, payload, arrival, self._limits)
+            ):
+                batch.add_reading(reading)
                 return 1
             items = decode_telemetry(kind, device_id, payload, content_type, arrival, self._limits)
         except Rejection as rejection:

@@ -279,9 +279,9 @@ class _Visit(Connection):
         self.patience_s = 0.0
         super().__init__(connect, deliver, lambda _: None)
 
-    def data_received(self, data: bytes) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
         """Takes a network chunk."""
-        super().data_received(data)
+        super().buffer_updated(nbytes)
         self._news.set()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -176,11 +176,11 @@ class Store:
                 "batch": batch.id,
             },
         )
-        counted = cursor.rowcount > 0
+        counted = await cursor.fetchone()
         duplicates = batch.duplicates_of(differing)
         if counted and (known or duplicates):
             await _count_duplicates(cursor, duplicates, known=known > 0)
-        return await self._totals(cursor)
+        return Totals(*counted) if counted else await self._totals(cursor)
 
     async def _totals(self, on: AsyncConnection[tuple[Any, ...]] | AsyncCursor[tuple[Any, ...]]) -> Totals:
         cursor = await on.execute(_sql("read_counters"), {"instance": self._instance})
@@ -205,7 +205,11 @@ class Store:
     async def _ensure_partitions(
         self, connection: AsyncConnection[tuple[Any, ...]], history: str, readings: Iterable[Reading]
     ) -> None:
-        missing = {reading.ts // DAY for reading in readings} - self._partitions[history]
+        times = [reading.ts for reading in readings]
+        if not times:
+            return
+        first, last = min(times) // DAY, max(times) // DAY
+        missing = ({first} if first == last else {ts // DAY for ts in times}) - self._partitions[history]
         if missing:
             await create_partitions(connection, history, missing)
             self._partitions[history] |= missing
