@@ -1,32 +1,24 @@
-"""The command line: what an operator types. Each command says what it does, what it needs and how it ends."""
+"""The command line: what an operator types. Each command says what it does, what it needs and how it ends.
 
-import asyncio
+A command imports what it needs when it runs: all of it together takes longer than most commands.
+"""
+
 import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
-from pydantic import SecretStr
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import bridge
-from bridge import assignments as charging
-from bridge import check as checks
-from bridge import config as configuration
-from bridge import daemon, deadletters, logs, migrate, rollups, store
-from bridge import demo as demonstration
-from bridge.check_broker import Effort
-from bridge.deadletters import Selection
 from bridge.errors import ExitCode, Reason, WattbridgeError
-from bridge.messages import printable
 from simulator.cli import parse_duration, simulate
 from simulator.show import truth
+
+if TYPE_CHECKING:
+    from bridge.config import Config, Database
+    from bridge.deadletters import Selection
 
 HELP = """\
 Wattbridge carries energy telemetry from MQTT into PostgreSQL: acknowledged after commit, with exactly-once effect.
@@ -66,6 +58,13 @@ def about(
         raise typer.Exit
 
 
+def load(config_file: Path | None) -> "Config":
+    """The configuration; raises ConfigError where it is wrong."""
+    from bridge import config
+
+    return config.load(config_file)
+
+
 @app.command()
 def run(config_file: ConfigFile = None) -> None:
     """Run the bridge until SIGTERM or Ctrl-C.
@@ -73,7 +72,9 @@ def run(config_file: ConfigFile = None) -> None:
     Waits, and says so, while the broker or the database is down or the schema is missing. On the first signal it
     finishes: commits what it holds, acknowledges it, disconnects. A second signal ends it at once.
     """
-    config = configuration.load(config_file)
+    from bridge import daemon, logs, store
+
+    config = load(config_file)
     logs.configure(config.log.level, config.log.format)
     store.conninfo(config.database)
     raise typer.Exit(daemon.run(config))
@@ -82,7 +83,9 @@ def run(config_file: ConfigFile = None) -> None:
 @app.command("migrate")
 def migrate_command(config_file: ConfigFile = None) -> None:
     """Create or update the schema, as the role that owns it. Safe to run again, and from several places at once."""
-    config = configuration.load(config_file)
+    from bridge import migrate, store
+
+    config = load(config_file)
     applied = migrate.migrate(
         store.conninfo(config.database), warn=lambda said: print(f"warning: {said}", file=sys.stderr)
     )
@@ -106,7 +109,7 @@ def check(
     ] = "3s",  # type: ignore[assignment] # the parser reads it
     messages: Annotated[
         int, typer.Option(metavar="N", help="Try the broker's queue with N messages; 0: not.", min=0, max=100_000)
-    ] = Effort().messages,
+    ] = 1_500,
     config_file: ConfigFile = None,
 ) -> None:
     """Check the configuration, connect to both sides and report what was found. Ends with 1 on a problem.
@@ -117,7 +120,10 @@ def check(
     A running daemon is not disturbed: the check has client ids of its own (`-check` and `-probe` behind the
     daemon's), publishes to the bridge status topic of that id alone, and leaves nothing with the broker.
     """
-    config = configuration.load(config_file)
+    from bridge import check as checks
+    from bridge.check_broker import Effort
+
+    config = load(config_file)
     raise typer.Exit(ExitCode.OK if checks.report(config, Effort(listen, messages)) else ExitCode.PROBLEM)
 
 
@@ -140,6 +146,8 @@ def demo(
     At the end the books are balanced (published = stored + duplicate + dead-lettered), and every reading in the
     database is compared with the simulator's ledger. It ends with 1 if anything differs.
     """
+    from bridge import demo as demonstration
+
     options = demonstration.Options(duration, meters, vehicles, speedup, seed)
     raise typer.Exit(demonstration.run(options))
 
@@ -179,14 +187,20 @@ def verify(
     Exit codes: 0 a perfect match; 1 something differs, or could not be read: then `--json` prints nothing, and
     standard error says why; 2 wrong usage.
     """
+    import psycopg
+    from pydantic import SecretStr
+    from rich.console import Console
+
+    from bridge import store
+
     try:
-        from bridge import verify as verification  # noqa: PLC0415 - only this command needs numpy
-        from bridge import verify_report  # noqa: PLC0415
+        from bridge import verify as verification
+        from bridge import verify_report
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise
         raise WattbridgeError("verify needs numpy: pip install numpy") from None
-    config = configuration.load(config_file)
+    config = load(config_file)
     database = config.database.model_copy(update={"dsn": SecretStr(dsn)} if dsn is not None else {})
     options = verification.Options(wait, show, allow_other_devices)
     try:
@@ -226,7 +240,13 @@ def list_letters(
     config_file: ConfigFile = None,
 ) -> None:
     """List dead letters, newest first, and count them by reason."""
-    config = configuration.load(config_file)
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bridge import deadletters
+
+    config = load(config_file)
     selection = selected(None, reason, device, since, before)
     table = Table(box=None, pad_edge=False)
     for column in ("id", "received (UTC)", "reason"):
@@ -249,7 +269,9 @@ def show(
     config_file: ConfigFile = None,
 ) -> None:
     """Show dead letters whole, with their payload."""
-    found = list(deadletters.select(configuration.load(config_file), Selection(ids)))
+    from bridge import deadletters
+
+    found = list(deadletters.select(load(config_file), deadletters.Selection(ids)))
     if not found:
         raise WattbridgeError("there is no such dead letter; `wattbridge dead-letters list` shows those there are")
     for letter in found:
@@ -277,7 +299,11 @@ def replay(
 
     Useful after limits or topic templates were corrected. What is still rejected stays as it is. Safe to run twice.
     """
-    config = configuration.load(config_file)
+    import asyncio
+
+    from bridge import deadletters, logs
+
+    config = load(config_file)
     selection = some(selected(ids, reason, device, since, before), everything=everything)
     logs.configure("warning", config.log.format)
     outcome = asyncio.run(deadletters.replay(config, selection))
@@ -297,7 +323,9 @@ def purge(
     config_file: ConfigFile = None,
 ) -> None:
     """Delete dead letters for good. Asks first, with the number."""
-    config = configuration.load(config_file)
+    from bridge import deadletters
+
+    config = load(config_file)
     selection = some(selected(ids, reason, device, since, before), everything=everything)
     total = sum(deadletters.count_by_reason(config, selection).values())
     if total and not yes:
@@ -311,13 +339,15 @@ def selected(
     device: str | None,
     since: datetime | None,
     before: datetime | None,
-) -> Selection:
+) -> "Selection":
     """The selection that the options describe; times without a zone are UTC."""
+    from bridge.deadletters import Selection
+
     since, before = (moment and moment.replace(tzinfo=moment.tzinfo or UTC) for moment in (since, before))
     return Selection(ids or (), reason, device, before, since)
 
 
-def some(selection: Selection, *, everything: bool) -> Selection:
+def some(selection: "Selection", *, everything: bool) -> "Selection":
     """The selection, if the operator has said which: nothing happens to all of them by accident."""
     if selection.everything != everything:
         raise typer.BadParameter("name the dead letters by id or by an option; --all alone stands for all of them")
@@ -356,10 +386,14 @@ def import_assignments(
 
     To change assignments: `wattbridge assignments list --csv`, edit, import with --update or --replace.
     """
+    from rich.console import Console
+
+    from bridge import assignments as charging
+
     if update and replace:
         raise typer.BadParameter("--update and --replace exclude each other")
     mode = charging.Mode.REPLACE if replace else charging.Mode.UPDATE if update else charging.Mode.ADD
-    config = configuration.load(config_file)
+    config = load(config_file)
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero in the name
@@ -375,10 +409,12 @@ def import_assignments(
 
 def parse_at(text: str) -> datetime:
     """A time as the CSV has it, or now."""
+    from bridge.assignments import parse_time
+
     if text == "now":
         return datetime.now(UTC)
     try:
-        return charging.parse_time(text)
+        return parse_time(text)
     except ValueError as error:
         raise typer.BadParameter(f"{error}, or now") from None
 
@@ -399,7 +435,14 @@ def list_assignments(
     config_file: ConfigFile = None,
 ) -> None:
     """List charger assignments by vehicle and time."""
-    config = configuration.load(config_file)
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bridge import assignments as charging
+    from bridge.messages import printable
+
+    config = load(config_file)
     selection = charging.Selection(vehicle, meter, at)
     if as_csv:
         charging.write_csv(charging.select(config, selection, limit), sys.stdout)
@@ -427,12 +470,19 @@ def rebuild_rollups(
     Safe while daemons run and while people ask: until it is done the views read history, and say the same. Safe to
     interrupt: the rest is made by a daemon, or when run again.
     """
-    config = configuration.load(config_file)
+    import asyncio
+
+    config = load(config_file)
     asyncio.run(rebuild(config.database, since and since.replace(tzinfo=since.tzinfo or UTC)))
 
 
-async def rebuild(database: configuration.Database, since: datetime | None) -> None:
+async def rebuild(database: "Database", since: datetime | None) -> None:
     """Makes the rollups again and shows how far they are: a bar on a terminal, elsewhere a line for each tenth."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from bridge import rollups
+
     connection = await rollups.open_connection(database, "wattbridge-rollups")
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     console = Console()
@@ -461,7 +511,11 @@ async def rebuild(database: configuration.Database, since: datetime | None) -> N
 @rollup_commands.command("status")
 def show_rollups(config_file: ConfigFile = None) -> None:
     """Show how far the rollups are, and what is still to be done."""
-    state = asyncio.run(rollups.read_state(configuration.load(config_file).database))
+    import asyncio
+
+    from bridge import rollups
+
+    state = asyncio.run(rollups.read_state(load(config_file).database))
     extent = state.extent
     print(f"complete until  {rollups.written(extent.complete_until)}  from here on views read history")
     print(f"late before     {rollups.written(extent.late_before)}  earlier readings are marked when they arrive")
@@ -482,12 +536,24 @@ def main() -> None:
         app()
     except WattbridgeError as error:
         fail(str(error), error.exit_code)
-    except psycopg.errors.UndefinedTable:
-        fail('the schema is missing: run "wattbridge migrate"', ExitCode.PROBLEM)
-    except psycopg.Error as error:
-        said = error.diag.message_primary or " ".join(str(error).split())
-        hint = "; ask for the rights, or be the schema's owner" if error.sqlstate == INSUFFICIENT_PRIVILEGE else ""
-        fail(f"the database says: {said}{hint}", ExitCode.PROBLEM)
+    except Exception as error:
+        said = said_by_database(error)
+        if said is None:
+            raise
+        fail(said, ExitCode.PROBLEM)
+
+
+def said_by_database(error: Exception) -> str | None:
+    """What the database says by this error, and what to do about it; None where it comes from elsewhere."""
+    import psycopg
+
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return 'the schema is missing: run "wattbridge migrate"'
+    if not isinstance(error, psycopg.Error):
+        return None
+    said = error.diag.message_primary or " ".join(str(error).split())
+    hint = "; ask for the rights, or be the schema's owner" if error.sqlstate == INSUFFICIENT_PRIVILEGE else ""
+    return f"the database says: {said}{hint}"
 
 
 def fail(message: str, code: ExitCode) -> None:

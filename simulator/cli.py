@@ -1,29 +1,25 @@
-"""The command line of the simulator: `simulate` is a command for a typer application."""
+"""The command line of the simulator: `simulate` is a command for a typer application.
 
-import asyncio
+What it needs is imported when it runs: others have this command among theirs and shall not wait for it.
+"""
+
 import re
-import signal
-import ssl
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import uvloop
 from typer.models import OptionInfo
 
-from simulator.connection import Broker, RefusedError
-from simulator.devices import LimitError
-from simulator.faults import FaultConfig
-from simulator.fleet import FleetConfig
-from simulator.ledger import LedgerError
-from simulator.output import JsonLines, Output, Terminal
-from simulator.run import Options, Summary, default_start
-from simulator.run import simulate as run_fleet
 from simulator.settings import PREFIX, settings
+
+if TYPE_CHECKING:
+    import ssl
+
+    from simulator.output import Output
+    from simulator.run import Options, Summary
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 OLDEST = timedelta(days=365)
@@ -257,6 +253,14 @@ def simulate(  # noqa: PLR0913 - each parameter is an option of the command
     Exit codes: 0 every message was acknowledged; 1 some were not, or the broker was not reached or refused
     us, or the ledger could not be written; 2 wrong usage.
     """
+    from dataclasses import replace
+
+    from simulator.connection import Broker
+    from simulator.faults import FaultConfig
+    from simulator.fleet import FleetConfig
+    from simulator.output import JsonLines, Terminal
+    from simulator.run import Options, default_start
+
     speedup, rate, flat_out = _pace(context, speedup, rate, flat_out=flat_out)
     fast = flat_out or rate is not None or (speedup is not None and speedup > 1)
     given = {
@@ -347,15 +351,25 @@ def _password(file: Path) -> str:
         raise typer.BadParameter(f"{file} cannot be read as text in UTF-8: {error}") from error
 
 
-def _trust(certificates: Path) -> ssl.SSLContext:
+def _trust(certificates: Path) -> "ssl.SSLContext":
+    import ssl
+
     try:
         return ssl.create_default_context(cafile=certificates)
     except ssl.SSLError as error:
         raise typer.BadParameter(f"{certificates} holds no certificate in PEM format") from error
 
 
-def _run(options: Options, output: Output) -> None:
+def _run(options: "Options", output: "Output") -> None:
     """Run to the end and tell how it was; exits with 1 unless the broker took every message."""
+    import asyncio
+
+    import uvloop
+
+    from simulator.connection import RefusedError
+    from simulator.devices import LimitError
+    from simulator.ledger import LedgerError
+
     try:
         with output:
             summary = uvloop.run(_until_signal(options, output))
@@ -378,8 +392,13 @@ def _run(options: Options, output: Output) -> None:
         raise typer.Exit(1)
 
 
-async def _until_signal(options: Options, output: Output) -> Summary:
+async def _until_signal(options: "Options", output: "Output") -> "Summary":
     """Run until the end or a signal; the second signal does not wait for acknowledgements."""
+    import asyncio
+    import signal
+
+    from simulator.run import simulate as run_fleet
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(

@@ -15,7 +15,6 @@ from tests.chaos.arena import TESTS, Arena, Case, FailedError, Outcome, Round, S
 from tests.chaos.drill import BEGIN, CASES, END, Result, Telling, main, run_case, write
 from tests.integration.harness import ask
 
-TIMES = 2
 DOCUMENT = f"""# Drill
 
 {BEGIN}
@@ -43,11 +42,12 @@ def ordinary() -> Iterator[Arena]:
 def test_no_fault_loses_duplicates_or_alters_anything(case: Case, ordinary: Arena, tmp_path: Path) -> None:
     special = case.postgres or case.broker or case.server is not EmbeddedPostgres
     arena = None if special else ordinary
-    result = run_case(case, TIMES, TESTS, secrets.token_hex(3), tmp_path, Telling(Console()), arena)
+    # Once: to hit many random moments is what the drill is for.
+    result = run_case(case, 1, TESTS, secrets.token_hex(3), tmp_path, Telling(Console()), arena)
     if result.lacking:
         pytest.skip(result.lacking)
     assert not result.failures, "\n".join(result.failures)
-    assert len(result.outcomes) == (case.times or TIMES)
+    assert len(result.outcomes) == 1
 
 
 def test_the_numbers_of_the_cases_are_different() -> None:
@@ -69,7 +69,8 @@ def tampering(tamper: Callable[[Round], object]) -> Callable[[Round], Outcome]:
         if before.lost or before.duplicated or before.wrong or not before.messages:
             raise AssertionError(f"without a fault: {before}")
         tamper(round_)
-        return round_.judge()
+        # Nothing more will come.
+        return round_.judge("--wait", "0")
 
     return run
 

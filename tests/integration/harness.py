@@ -3,11 +3,13 @@
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -18,15 +20,18 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from unittest import mock
 
 import paho.mqtt.client as paho
 import psycopg
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from bridge.cli import main
 from bridge.services import LeashedProcess, PrivateMosquitto, free_port
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "wattbridge"
@@ -86,6 +91,12 @@ def environment(dsn: str, broker: Address, root: str, client_id: str, **settings
     return inherited | {f"WATTBRIDGE_{name.upper()}": str(value) for name, value in values.items()}
 
 
+# How wide and how colourful the terminal of a command is.
+TERMINAL = {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
+# Commands that set up their process, its logs or signals.
+SET_UP = {"run", "replay", "demo", "simulate"}
+
+
 class Reply(NamedTuple):
     """What a command said, and how it ended."""
 
@@ -98,7 +109,7 @@ def wattbridge(*arguments: str, env: dict[str, str], cwd: Path, answer: str = ""
     """Runs one command to its end; it must not show a traceback, whatever happens."""
     done = subprocess.run(
         [PROGRAM, *arguments],
-        env=env | {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"},
+        env=env | TERMINAL,
         cwd=cwd,
         input=answer,
         capture_output=True,
@@ -109,6 +120,28 @@ def wattbridge(*arguments: str, env: dict[str, str], cwd: Path, answer: str = ""
     if "Traceback" in done.stdout + done.stderr:
         raise AssertionError(f"a traceback from {' '.join(arguments)}:\n{done.stdout}{done.stderr}")
     return Reply(done.returncode, done.stdout, done.stderr)
+
+
+def wattbridge_here(*arguments: str, env: dict[str, str], cwd: Path, answer: str = "") -> Reply:
+    """What `wattbridge` does, in this process: for tests that ask many commands what they say, at a tenth of the cost.
+
+    Not for the commands that are SET_UP: what they do to a process would stay.
+    """
+    if SET_UP & {*arguments}:
+        raise AssertionError(f"{' '.join(arguments)} needs a process of its own")
+    given = io.TextIOWrapper(io.BytesIO(answer.encode()), encoding="utf-8")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with (
+        mock.patch.dict(os.environ, env | TERMINAL, clear=True),
+        mock.patch.object(sys, "argv", [str(PROGRAM), *arguments]),
+        mock.patch.object(sys, "stdin", given),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return Reply(int(ended.value.code or 0), *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
 
 class Daemon:
@@ -126,7 +159,9 @@ class Daemon:
         self.env = environment(dsn, broker, root, self.client_id, **settings)
         self._folder = folder
         self._log = folder / f"{self.client_id}-{uuid.uuid4().hex[:8]}.log"
-        self._start = 0
+        self._start = self._read = 0
+        self._events: list[dict[str, Any]] = []
+        self._reading = threading.Lock()
         self._process: LeashedProcess | None = None
 
     def __enter__(self) -> Self:
@@ -142,7 +177,8 @@ class Daemon:
 
     def start(self) -> None:
         """Starts it, for the first time or again."""
-        self._start = self._log.stat().st_size if self._log.exists() else 0
+        self._start = self._read = self._log.stat().st_size if self._log.exists() else 0
+        self._events = []
         with self._log.open("ab") as log:
             self._process = LeashedProcess([PROGRAM, "run"], env=self.env, cwd=self._folder, stdout=log, stderr=log)
         if self._ready:
@@ -181,9 +217,15 @@ class Daemon:
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """What it has logged since its last start, whole lines only; all of it or one kind of event."""
-        lines = self.log.splitlines(keepends=True)
-        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
-        return [event for event in events if name in (None, event["event"])]
+        with self._reading, self._log.open("rb") as log:
+            log.seek(self._read)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                if line.startswith(b"{"):
+                    self._events.append(json.loads(line))
+            return [event for event in self._events if name in (None, event["event"])]
 
     def wait_for_event(self, name: str, **values: Any) -> dict[str, Any]:
         """Waits for an event that has these values."""
@@ -384,6 +426,18 @@ def series(devices: int, readings: int, since: datetime | None = None) -> Iterat
 
 
 # --- the database ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cloned(admin: str, template: str) -> Iterator[str]:
+    """The DSN of a database that is a copy of another one, to which nobody may be connected."""
+    name = sql.Identifier(f"wattbridge_test_{uuid.uuid4().hex[:12]}")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template)))
+        try:
+            yield make_conninfo(admin, dbname=name.as_string().strip('"'))
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 class Counters(NamedTuple):

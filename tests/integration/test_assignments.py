@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from bridge.services import free_port
-from tests.integration.harness import PROGRAM, Reply, ask, empty_database, one, wait_until, wattbridge
+from tests.integration.harness import PROGRAM, Reply, ask, empty_database, one, wait_until, wattbridge, wattbridge_here
 
 HEADER = "vehicle_id,meter_id,valid_from,valid_until\n"
 FLEET = (
@@ -29,10 +29,11 @@ Run = Callable[..., Reply]
 
 @pytest.fixture
 def run(database: str, tmp_path: Path) -> Run:
-    """Runs an `assignments` command."""
+    """Runs an `assignments` command, as a process of its own where that is the point."""
 
-    def command(*arguments: str, answer: str = "", dsn: str = database) -> Reply:
-        return wattbridge("assignments", *arguments, env=environment(dsn), cwd=tmp_path, answer=answer)
+    def command(*arguments: str, answer: str = "", dsn: str = database, process: bool = False) -> Reply:
+        command = wattbridge if process else wattbridge_here
+        return command("assignments", *arguments, env=environment(dsn), cwd=tmp_path, answer=answer)
 
     return command
 
@@ -200,7 +201,9 @@ def test_two_imports_at_once(run: Run, database: str) -> None:
     replies: list[Reply] = []
     with psycopg.connect(database) as first:
         first.execute("LOCK TABLE charger_assignment IN SHARE ROW EXCLUSIVE MODE")
-        waiting = threading.Thread(target=lambda: replies.append(run("import", "-", answer=HEADER + FLEET)))
+        waiting = threading.Thread(
+            target=lambda: replies.append(run("import", "-", answer=HEADER + FLEET, process=True))
+        )
         waiting.start()
         wait_until(
             lambda: one(
@@ -258,9 +261,9 @@ def test_a_server_with_a_zone_and_dates_of_its_own(run: Run, database: str) -> N
 
 def test_what_is_listed_can_be_imported_again(run: Run, database: str, fleet: None) -> None:
     before = places(database)
-    listed = run("list", "--csv")
+    listed = run("list", "--csv", process=True)
     assert (listed.code, listed.out, listed.err) == (0, HEADER + FLEET, "")
-    assert run("import", "-", answer=listed.out).out == "0 assignments added, 4 unchanged, 0 removed\n"
+    assert run("import", "-", answer=listed.out, process=True).out == "0 assignments added, 4 unchanged, 0 removed\n"
     assert places(database) == before
     ask(database, "TRUNCATE charger_assignment")
     assert run("import", "-", answer=listed.out).out == "4 assignments added, 0 unchanged, 0 removed\n"

@@ -35,7 +35,7 @@ from tests.integration.harness import (
     series,
     wait_for_received,
     wait_until,
-    wattbridge,
+    wattbridge_here,
 )
 from tests.integration.test_lifecycle import PLUGINS
 
@@ -75,7 +75,7 @@ def check(database: str, topic_root: str, tmp_path: Path) -> Check:
 
     def run(broker: Address, *arguments: str, **settings: object) -> Reply:
         env = environment(database, broker, topic_root, CLIENT_ID, **settings)
-        reply = wattbridge("check", *arguments, env=env, cwd=tmp_path)
+        reply = wattbridge_here("check", *arguments, env=env, cwd=tmp_path)
         assert reply.err == ""
         return reply
 

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from bridge.services import free_port
 from tests.integration.harness import (
+    SET_UP,
     Address,
     Daemon,
     Publisher,
@@ -32,6 +33,7 @@ from tests.integration.harness import (
     vehicle,
     wait_for_received,
     wattbridge,
+    wattbridge_here,
 )
 
 GROUPS = {
@@ -40,16 +42,19 @@ GROUPS = {
     "rollups": ["rebuild", "status"],
 }
 COMMANDS = ["run", "migrate", "check", "demo", "simulate", *GROUPS]
+# No time to listen where nobody speaks.
+BRIEFLY = ("--listen", "0.1s")
 Run = Callable[..., Reply]
 
 
 @pytest.fixture
 def run(database: str, broker: Address, topic_root: str, tmp_path: Path) -> Run:
-    """Runs a command; settings are changes to the environment."""
+    """Runs a command, as a process of its own where that is the point; settings are changes to the environment."""
 
-    def command(*arguments: str, answer: str = "", **settings: object) -> Reply:
+    def command(*arguments: str, answer: str = "", process: bool = False, **settings: object) -> Reply:
         env = environment(database, broker, topic_root, "test-cli", **settings)
-        return wattbridge(*arguments, env=env, cwd=tmp_path, answer=answer)
+        command = wattbridge if process or SET_UP & {*arguments} else wattbridge_here
+        return command(*arguments, env=env, cwd=tmp_path, answer=answer)
 
     return command
 
@@ -82,14 +87,14 @@ def test_help(run: Run, path: list[str]) -> None:
 
 
 def test_version(run: Run) -> None:
-    assert run("--version").out.startswith("wattbridge 0.")
+    assert run("--version", process=True).out.startswith("wattbridge 0.")
 
 
 @pytest.mark.parametrize(
     "wrong", [["no-such-command"], ["run", "--no-such-option"], ["dead-letters", "list", "--reason", "x"]]
 )
 def test_wrong_usage_ends_with_2(run: Run, wrong: list[str]) -> None:
-    assert run(*wrong).code == 2
+    assert run(*wrong, process=True).code == 2
 
 
 # --- configuration -----------------------------------------------------------------------------------------
@@ -97,7 +102,7 @@ def test_wrong_usage_ends_with_2(run: Run, wrong: list[str]) -> None:
 
 @pytest.mark.parametrize("command", [["run"], ["migrate"], ["check"], ["dead-letters", "list"]], ids=" ".join)
 def test_an_unknown_key_ends_with_2_and_one_line(run: Run, tmp_path: Path, command: list[str]) -> None:
-    said = one_line(run(*command, mqtt__hots="localhost"), 2)
+    said = one_line(run(*command, process=True, mqtt__hots="localhost"), 2)
     assert "did you mean" in said
     assert "host" in said.lower().partition("did you mean")[2]
     file = tmp_path / "wattbridge.toml"
@@ -138,7 +143,7 @@ def test_a_dsn_in_the_place_of_its_file_is_not_shown(run: Run, command: str, sec
 def test_a_file_is_read_and_the_environment_goes_before_it(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "wattbridge.toml"
     file.write_text("[mqtt]\nport = 1\nkeep_alive_s = 60\n")
-    assert run("check", "--config", str(file)).code == 0
+    assert run("check", *BRIEFLY, "--config", str(file)).code == 0
     assert "cannot read" in one_line(run("check", "--config", str(tmp_path / "missing.toml")), 2)
     file.write_text("[mqtt\n")
     assert "TOML" in one_line(run("check", "--config", str(file)), 2)
@@ -148,7 +153,7 @@ def test_a_file_is_read_and_the_environment_goes_before_it(run: Run, tmp_path: P
 
 
 def test_check_reports_what_is_fine(run: Run, topic_root: str, database: str) -> None:
-    reply = run("check")
+    reply = run("check", process=True)
     assert (reply.code, reply.err) == (0, "")
     for found in (
         "PostgreSQL",
@@ -182,7 +187,7 @@ def test_check_with_the_broker_down(run: Run) -> None:
 
 def test_check_with_the_schema_missing(run: Run, postgres_dsn_admin: str) -> None:
     with empty_database(postgres_dsn_admin) as dsn:
-        reply = run("check", database__dsn=dsn)
+        reply = run("check", *BRIEFLY, database__dsn=dsn)
     assert reply.code == 1
     assert 'run "wattbridge migrate"' in reply.out
 
@@ -200,18 +205,18 @@ def test_check_reports_what_the_bridge_may_not_do(run: Run, database: str) -> No
         try:
             say("GRANT wattbridge_writer TO {role}")
             login = make_conninfo(database, user=role.as_string().strip('"'), password="test")
-            reply = run("check", database__dsn=login)
+            reply = run("check", *BRIEFLY, database__dsn=login)
             assert (reply.code, reply.out.count("problem")) == (0, 0)
 
             say("REVOKE TEMP ON DATABASE {database} FROM PUBLIC")
-            reply = run("check", database__dsn=login)
+            reply = run("check", *BRIEFLY, database__dsn=login)
             assert (reply.code, reply.out.count("problem")) == (1, 1)
             assert "lacking TEMP on the database: GRANT" in reply.out
             say("GRANT TEMP ON DATABASE {database} TO {role}")
-            assert run("check", database__dsn=login).code == 0
+            assert run("check", *BRIEFLY, database__dsn=login).code == 0
 
             say("REVOKE EXECUTE ON FUNCTION ensure_history_partitions FROM wattbridge_writer")
-            reply = run("check", database__dsn=login)
+            reply = run("check", *BRIEFLY, database__dsn=login)
             assert (reply.code, reply.out.count("problem")) == (1, 1)
             assert "lacking EXECUTE on ensure_history_partitions: GRANT" in reply.out
         finally:
@@ -225,7 +230,7 @@ def test_check_leaves_a_running_daemon_alone(database: str, broker: Address, top
             for number in range(50):
                 devices.send("meter", f"MTR-{number}", meter(f"MTR-{number}", now()))
                 if number == 10:
-                    assert wattbridge("check", env=daemon.env, cwd=tmp_path).code == 0
+                    assert wattbridge("check", *BRIEFLY, env=daemon.env, cwd=tmp_path).code == 0
             wait_for_received(database, 50)
         assert daemon.events("mqtt.waiting") == []
         assert daemon.terminate() == 0
@@ -376,7 +381,7 @@ def test_replay_of_what_history_has_by_now_is_a_duplicate(
 
 
 def test_purge_wants_to_be_sure(run: Run, database: str, rejected: dict[str, bytes]) -> None:
-    assert run("dead-letters", "purge", "--all", answer="n\n").code == 1
+    assert run("dead-letters", "purge", "--all", answer="n\n", process=True).code == 1
     assert run("dead-letters", "purge", "--all").code == 1
     assert run("dead-letters", "purge").code == 2
     assert run("dead-letters", "replay").code == 2
@@ -404,7 +409,7 @@ def test_an_unknown_id(run: Run, rejected: dict[str, bytes]) -> None:
 def test_dead_letters_without_a_database_or_schema(run: Run, postgres_dsn_admin: str) -> None:
     dsn = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/x"
     for command in (["list"], ["show", "abcdef"], ["replay", "--all"], ["purge", "--all", "--yes"]):
-        said = one_line(run("dead-letters", *command, database__dsn=dsn), 1)
+        said = one_line(run("dead-letters", *command, process=True, database__dsn=dsn), 1)
         assert "refused" in said
         assert "hunter2" not in said
     with empty_database(postgres_dsn_admin) as empty:
@@ -412,7 +417,7 @@ def test_dead_letters_without_a_database_or_schema(run: Run, postgres_dsn_admin:
 
 
 def test_migrate_without_a_database(run: Run) -> None:
-    one_line(run("migrate", database__dsn=f"postgresql://user:hunter2@127.0.0.1:{free_port()}/x"), 1)
+    one_line(run("migrate", process=True, database__dsn=f"postgresql://user:hunter2@127.0.0.1:{free_port()}/x"), 1)
 
 
 def test_run_with_an_unknown_key_ends_at_once(run: Run) -> None:

@@ -16,6 +16,8 @@ import pytest
 from bridge.demo_figures import sql
 from bridge.demo_view import efficiency
 
+# Bytes: more than the head of the ledger of such a fleet, and some dozen readings.
+SOME_READINGS = 10_000
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-c", "from bridge.cli import main; main()", "demo", "--meters=200", "--vehicles=200"]
 
@@ -45,9 +47,19 @@ class Running:
         assert re.search(pattern, self.text), self.text
         if not self.ended:
             self.family = psutil.Process(self.process.pid).children(recursive=True)
-            arguments = [argument for each in self.family for argument in each.cmdline()]
+            arguments = [argument for each in self.family for argument in command_line(each)]
             removed = "--remove="  # what the leashes are told to remove
             self.directories = {Path(each.removeprefix(removed)) for each in arguments if each.startswith(removed)}
+
+    def await_fleet(self) -> None:
+        """Waits until the fleet publishes: what it is about to send stands in its ledger."""
+        self.await_text("✓ Fleet")
+        assert eventually(lambda: any(self._published(path) for path in self.directories) or self.ended), self.text
+
+    @staticmethod
+    def _published(directory: Path) -> bool:
+        ledger = directory / "demo" / "fleet.ledger"
+        return ledger.exists() and ledger.stat().st_size > SOME_READINGS
 
     @property
     def ended(self) -> bool:
@@ -55,8 +67,14 @@ class Running:
 
     def find(self, *words: str) -> psutil.Process:
         """The process of the family whose arguments end like this."""
-        (found,) = (each for each in self.family if tuple(each.cmdline()[-len(words) :]) == words)
+        (found,) = (each for each in self.family if tuple(command_line(each)[-len(words) :]) == words)
         return found
+
+    def find_server(self) -> psutil.Process:
+        """The first process of PostgreSQL."""
+        return next(
+            each for each in self.family if "/data" in " ".join(command_line(each)) and each.name() == "postgres"
+        )
 
     def assert_nothing_is_left(self) -> None:
         assert self.family
@@ -77,6 +95,14 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     for running in started:
         running.process.kill()
         running.process.wait(10)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Its arguments; none of one that has ended, like the connections of a database do."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
@@ -114,7 +140,7 @@ def test_it_ends_by_itself_with_balanced_books_whatever_the_user_has_configured(
     }
     running = demo("--for", "8s", environment=mine)
     running.await_text(r"\d\d:0\d of 00:08  \d+ msg/s  published \d+")
-    passwords = [each for process in running.family for each in process.cmdline() if "postgresql://" in each]
+    passwords = [each for process in running.family for each in command_line(process) if "postgresql://" in each]
     assert running.process.wait(60) == 0, running.text
     # However slow the machine is: a fleet ran, and not only its first minute.
     assert balanced(running.text) > 100
@@ -129,7 +155,7 @@ def test_it_ends_by_itself_with_balanced_books_whatever_the_user_has_configured(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order(demo: Callable[..., Running], number: signal.Signals) -> None:
     running = demo()
-    running.await_text(r"msg/s  published \d+")
+    running.await_fleet()
     running.process.send_signal(number)
     assert running.process.wait(60) == 0, running.text
     assert balanced(running.text) > 0
@@ -142,7 +168,7 @@ def test_a_signal_ends_it_in_order(demo: Callable[..., Running], number: signal.
 
 def test_a_second_signal_ends_it_at_once(demo: Callable[..., Running]) -> None:
     running = demo()
-    running.await_text(r"msg/s  published \d+")
+    running.await_fleet()
     # A bridge that does not move: the first signal waits for it.
     running.find("run").suspend()
     running.process.send_signal(signal.SIGINT)
@@ -155,14 +181,14 @@ def test_a_second_signal_ends_it_at_once(demo: Callable[..., Running]) -> None:
 
 def test_nothing_runs_on_after_sigkill(demo: Callable[..., Running]) -> None:
     running = demo()
-    running.await_text(r"msg/s  published \d+")
+    running.await_fleet()
     running.process.kill()
     running.assert_nothing_is_left()
 
 
 def test_the_death_of_the_bridge_is_a_failure_that_is_named(demo: Callable[..., Running]) -> None:
     running = demo()
-    running.await_text(r"msg/s  published \d+")
+    running.await_fleet()
     running.find("run").kill()
     assert running.process.wait(60) == 1, running.text
     assert "FAIL the bridge was ended by SIGKILL" in running.text
@@ -172,8 +198,8 @@ def test_the_death_of_the_bridge_is_a_failure_that_is_named(demo: Callable[..., 
 
 def test_the_death_of_the_database_is_a_failure_that_is_named(demo: Callable[..., Running]) -> None:
     running = demo()
-    running.await_text(r"msg/s  published \d+")
-    next(each for each in running.family if "/data" in " ".join(each.cmdline()) and each.name() == "postgres").kill()
+    running.await_fleet()
+    running.find_server().kill()
     assert running.process.wait(60) == 1, running.text
     assert "FAIL PostgreSQL has ended" in running.text
     running.assert_nothing_is_left()

@@ -38,6 +38,7 @@ from tests.integration.harness import (
     wait_for_received,
     wait_until,
     wattbridge,
+    wattbridge_here,
 )
 
 USER, PASSWORD = "bridge", "hunter2-is-not-a-good-one"
@@ -358,7 +359,7 @@ def test_a_host_that_is_no_name_ends_it_with_3(
     assert reply.code == 3
     (said,) = [line for line in reply.err.splitlines() if line.startswith("wattbridge: ")]
     assert said == f"wattbridge: mqtt.host {host!r} is not the name of a host"
-    reply = wattbridge("check", env=env, cwd=tmp_path)
+    reply = wattbridge_here("check", "--listen", "0.1s", env=env, cwd=tmp_path)
     assert (reply.code, reply.err) == (1, "")
     assert reply.out.count("problem") == 1
     assert "is not the name of a host" in reply.out
@@ -475,7 +476,7 @@ def test_a_ca_file_that_cannot_be_used_is_named(
         file.mkdir()
     settings = {"mqtt__tls__enabled": True, "mqtt__tls__ca_file": file}
     env = environment(database, broker, topic_root, "test-tls", **settings)
-    reply = wattbridge(command, env=env, cwd=tmp_path)
+    reply = (wattbridge if command == "run" else wattbridge_here)(command, env=env, cwd=tmp_path)
     assert reply.code == 2
     (said,) = [line for line in reply.err.splitlines() if line.startswith("wattbridge: ")]
     assert said.startswith(f"wattbridge: mqtt.tls: cannot use {file}")

@@ -42,7 +42,7 @@ from tests.integration.harness import (
     wait_for_equal,
     wait_for_received,
     wait_until,
-    wattbridge,
+    wattbridge_here,
 )
 
 TOPICS = Topics("energy/v1/{kind}/{device_id}/telemetry", "energy/v1/{kind}/{device_id}/status")
@@ -699,7 +699,7 @@ async def rolled_up(store: Store, database: str) -> Rollups:
 
 def command(dsn: str, broker: Address, folder: Path) -> Command:
     env = environment(dsn, broker, "test", "test-rollups")
-    return lambda *arguments: wattbridge("rollups", *arguments, env=env, cwd=folder)
+    return lambda *arguments: wattbridge_here("rollups", *arguments, env=env, cwd=folder)
 
 
 def spoil(dsn: str) -> None:

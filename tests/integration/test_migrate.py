@@ -30,6 +30,7 @@ from tests.integration.harness import (
     wait_for_received,
     wait_until,
     wattbridge,
+    wattbridge_here,
 )
 
 
@@ -75,9 +76,9 @@ def test_the_second_run_does_nothing(empty: str, broker: Address, tmp_path: Path
 
 
 def test_an_altered_migration_is_an_error(empty: str, broker: Address, tmp_path: Path) -> None:
-    wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    wattbridge_here("migrate", env=env(empty, broker), cwd=tmp_path)
     ask(empty, "UPDATE schema_migration SET checksum = 'x' WHERE name = 'migrations/0001_schema.sql'")
-    reply = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    reply = wattbridge_here("migrate", env=env(empty, broker), cwd=tmp_path)
     assert reply.code == 1
     assert reply.out == ""
     assert reply.err.startswith("wattbridge: migrations/0001_schema.sql was applied")
@@ -85,9 +86,9 @@ def test_an_altered_migration_is_an_error(empty: str, broker: Address, tmp_path:
 
 
 def test_an_altered_view_is_made_anew(empty: str, broker: Address, tmp_path: Path) -> None:
-    wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    wattbridge_here("migrate", env=env(empty, broker), cwd=tmp_path)
     ask(empty, "UPDATE schema_migration SET checksum = 'x' WHERE name LIKE 'views/%%meter%%'".replace("%%", "%"))
-    reply = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    reply = wattbridge_here("migrate", env=env(empty, broker), cwd=tmp_path)
     assert reply.code == 0
     assert "applied views/10_meter_status.sql" in reply.out
     assert "vehicle" not in reply.out
@@ -95,7 +96,7 @@ def test_an_altered_view_is_made_anew(empty: str, broker: Address, tmp_path: Pat
 
 def test_a_migration_that_fails_leaves_nothing(empty: str, broker: Address, tmp_path: Path) -> None:
     ask(empty, "CREATE VIEW vehicle_status AS SELECT 1 AS another_shape")
-    reply = wattbridge("migrate", env=env(empty, broker), cwd=tmp_path)
+    reply = wattbridge_here("migrate", env=env(empty, broker), cwd=tmp_path)
     assert reply.code == 1
     assert reply.err.startswith("wattbridge: the database says:")
     assert ask(empty, "SELECT to_regclass('meter_history'), to_regclass('schema_migration')") == [(None, None)]

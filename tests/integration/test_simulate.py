@@ -234,7 +234,7 @@ def test_a_full_disk_ends_the_run_with_what_was_sent_acknowledged(
     broker: Any, topic_root: str, ledger: Path, heard: Witness
 ) -> None:
     whole = command(broker, topic_root, "--flat-out", "--start", a_month_ago(), "--ledger", ledger)
-    limited = ["sh", "-c", 'ulimit -f 4096 && exec "$@"', "sh", *whole]  # blocks of 512 bytes: 2 MiB
+    limited = ["sh", "-c", 'ulimit -f 2048 && exec "$@"', "sh", *whole]  # blocks of 512 bytes: 1 MiB
     done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert str(ledger) in done.stderr

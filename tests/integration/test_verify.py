@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from bridge import verify as verification
 from bridge.batch import Batch
@@ -30,7 +31,7 @@ from simulator.fleet import Fleet, FleetConfig
 from simulator.ledger import LedgerWriter, Outcome, acks_path
 from simulator.messages import SLOT_BYTES, Encoder, Fate, Message, Reading, SlotType, reading_entry
 from simulator.truth import Letter, Truth, read
-from tests.integration.harness import Reply, ask, empty_database, wattbridge
+from tests.integration.harness import Reply, ask, cloned, empty_database, wattbridge, wattbridge_here
 
 START = datetime(2026, 1, 10, 23, 40, tzinfo=UTC)
 ARRIVAL = round((START.timestamp() + 86_400) * SECOND)
@@ -83,12 +84,31 @@ def run(sent: list[Message], tmp_path: Path) -> Run:
     return write(tmp_path / "fleet.ledger", sent)
 
 
+@pytest.fixture(scope="module")
+def filled(postgres_dsn_admin: str, template: str, sent: list[Message]) -> Iterator[str]:
+    """The name of a database in which is what the fleet has sent, to be cloned."""
+    with cloned(postgres_dsn_admin, template) as dsn:
+        asyncio.run(store(dsn, sent))
+        yield str(conninfo_to_dict(dsn)["dbname"])
+
+
 @pytest.fixture
-def verify(database: str, tmp_path: Path) -> Verify:
-    def command(*arguments: str, dsn: str = database, wait: str = "0") -> Reply:
+def full(postgres_dsn_admin: str, filled: str, run: Run) -> Iterator[str]:
+    """The DSN of a database for one test, in which is what the ledger of the run is about."""
+    with cloned(postgres_dsn_admin, filled) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def verify(request: pytest.FixtureRequest, tmp_path: Path) -> Verify:
+    """Judges the database of the test; as a process of its own where that is the point."""
+    database = request.getfixturevalue("full" if "full" in request.fixturenames else "database")
+
+    def command(*arguments: str, dsn: str = database, wait: str = "0", process: bool = False) -> Reply:
         env = {"PATH": "/usr/bin:/bin", "WATTBRIDGE_DATABASE__DSN": dsn}
         ledger = str(tmp_path / "fleet.ledger")
-        return wattbridge("verify", ledger, "--wait", wait, *arguments, env=env, cwd=tmp_path)
+        command = wattbridge if process else wattbridge_here
+        return command("verify", ledger, "--wait", wait, *arguments, env=env, cwd=tmp_path)
 
     return command
 
@@ -166,12 +186,11 @@ def change(dsn: str, statement: str, *parameters: object) -> None:
 # --- a match -----------------------------------------------------------------------------------------------
 
 
-async def test_what_the_bridge_stores_is_a_match(run: Run, database: str, verify: Verify) -> None:
+def test_what_the_bridge_stores_is_a_match(run: Run, full: str, verify: Verify) -> None:
     books = run.truth.books
     assert min(books.stored, books.duplicates, books.conflicts, books.rejected) > 0
     assert any(letter.part and letter.reason != "conflict" for letter in run.truth.letters)
-    await store(database, run.messages)
-    text, said = verify(), verify("--json")
+    text, said = verify(process=True), verify("--json", process=True)
     assert (text.code, said.code) == (0, 0), text.out
     verdict = json.loads(said.out)
     assert verdict["match"]
@@ -204,9 +223,8 @@ def renumbered(entries: bytes, number: int) -> Iterator[bytes]:
         yield slot if slot[-1] == SlotType.BODY else number.to_bytes(4, "little") + slot[4:]
 
 
-async def test_the_writer_role_may_verify(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    assert verify("--dsn", f"{database} options='-c role=wattbridge_writer'").code == 0
+def test_the_writer_role_may_verify(full: str, verify: Verify) -> None:
+    assert verify("--dsn", f"{full} options='-c role=wattbridge_writer'").code == 0
 
 
 # --- each corruption ---------------------------------------------------------------------------------------
@@ -239,10 +257,7 @@ ROWS = [
 @pytest.mark.parametrize(
     ("table", "statement", "kind"), [row[1:] for row in ROWS], ids=[f"{r[0]}-{r[1]}" for r in ROWS]
 )
-async def test_a_row_that_is_not_as_it_must_be(
-    run: Run, database: str, verify: Verify, table: str, statement: str, kind: str
-) -> None:
-    await store(database, run.messages)
+def test_a_row_that_is_not_as_it_must_be(full: str, verify: Verify, table: str, statement: str, kind: str) -> None:
     where = (
         "meter_id IS NOT NULL AND kwh_dc > 0"
         if table == "vehicle_history"
@@ -250,9 +265,9 @@ async def test_a_row_that_is_not_as_it_must_be(
         if "meter" in table
         else "true"
     )
-    device, ts = middle(database, table, where)
+    device, ts = middle(full, table, where)
     key = f"{table.partition('_')[0]}_id"
-    change(database, f"{statement.format(table=table)} WHERE {key} = %s AND ts = %s", device, ts)
+    change(full, f"{statement.format(table=table)} WHERE {key} = %s AND ts = %s", device, ts)
     text, said = verify(), verify("--json")
     assert (text.code, said.code) == (1, 1)
     check = checks(said)[table.replace("_", " ")]
@@ -264,14 +279,13 @@ async def test_a_row_that_is_not_as_it_must_be(
 
 
 @pytest.mark.parametrize("device", ["MTR-000007", "MTR-999999", 'it\'s "me"\n'])
-async def test_a_row_too_many(run: Run, database: str, verify: Verify, device: str) -> None:
-    await store(database, run.messages)
+def test_a_row_too_many(full: str, verify: Verify, device: str) -> None:
     change(
-        database,
+        full,
         "INSERT INTO meter_history VALUES (%s, '2026-01-10 23:59:59.5Z', 'Infinity', 'NaN', now(), false)",
         device,
     )
-    change(database, "UPDATE ingest_counter SET stored = stored + 1, received = received + 1")
+    change(full, "UPDATE ingest_counter SET stored = stored + 1, received = received + 1")
     text, said = verify(), verify("--json")
     assert (text.code, said.code) == (1, 1)
     found = named(said, "surplus", device, "2026-01-10T23:59:59.5Z")["found"]
@@ -282,13 +296,12 @@ async def test_a_row_too_many(run: Run, database: str, verify: Verify, device: s
 
 
 @pytest.mark.parametrize("table", ["meter", "vehicle"])
-async def test_timestamps_without_end_are_surplus(run: Run, database: str, verify: Verify, table: str) -> None:
-    await store(database, run.messages)
-    ask(database, f"CREATE TABLE forever PARTITION OF {table}_history FOR VALUES FROM ('2300-01-01') TO (MAXVALUE)")
-    (device,) = ask(database, f"SELECT {table}_id FROM {table}_live ORDER BY 1 LIMIT 1")[0]
+def test_timestamps_without_end_are_surplus(full: str, verify: Verify, table: str) -> None:
+    ask(full, f"CREATE TABLE forever PARTITION OF {table}_history FOR VALUES FROM ('2300-01-01') TO (MAXVALUE)")
+    (device,) = ask(full, f"SELECT {table}_id FROM {table}_live ORDER BY 1 LIMIT 1")[0]
     values = "1, 230" if table == "meter" else "1, 50, 20, 'MTR-000001'"
     for ts in ("infinity", "290000-01-01"):
-        change(database, f"INSERT INTO {table}_history VALUES (%s, %s, {values}, now(), false)", device, ts)
+        change(full, f"INSERT INTO {table}_history VALUES (%s, %s, {values}, now(), false)", device, ts)
     said = verify("--json")
     assert said.code == 1
     named(said, "surplus", device, "infinity")
@@ -296,17 +309,15 @@ async def test_timestamps_without_end_are_surplus(run: Run, database: str, verif
     assert verify().code == 1
 
 
-async def test_live_rows_that_nobody_expects(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    change(database, "INSERT INTO meter_live VALUES ('MTR-777777', now(), 1, 230, now())")
+def test_live_rows_that_nobody_expects(full: str, verify: Verify) -> None:
+    change(full, "INSERT INTO meter_live VALUES ('MTR-777777', now(), 1, 230, now())")
     said = verify("--json")
     assert said.code == 1
     named(said, "surplus", "MTR-777777")
 
 
-async def test_sums_that_overflow_are_a_difference(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    ask(database, "UPDATE meter_history SET kwh_ac = 1.7e308")
+def test_sums_that_overflow_are_a_difference(full: str, verify: Verify) -> None:
+    ask(full, "UPDATE meter_history SET kwh_ac = 1.7e308")
     said = verify("--json")
     assert said.code == 1
     assert "out of range" in json.dumps(checks(said)["energy by meter"])
@@ -336,12 +347,11 @@ LETTERS = {
         ("UPDATE dead_letter SET device_id = 'MTR-000000'", "altered"),
     ],
 )
-async def test_a_dead_letter_that_is_not_as_it_must_be(
-    run: Run, database: str, verify: Verify, which: str, statement: str, kind: str
+def test_a_dead_letter_that_is_not_as_it_must_be(
+    full: str, verify: Verify, which: str, statement: str, kind: str
 ) -> None:
-    await store(database, run.messages)
-    digest, device, _ = some_letter(database, LETTERS[which])
-    change(database, f"{statement} WHERE digest = %s", digest)
+    digest, device, _ = some_letter(full, LETTERS[which])
+    change(full, f"{statement} WHERE digest = %s", digest)
     text, said = verify(), verify("--json")
     assert (text.code, said.code) == (1, 1)
     check = checks(said)["dead letters"]
@@ -350,15 +360,14 @@ async def test_a_dead_letter_that_is_not_as_it_must_be(
     assert device in text.out
 
 
-async def test_only_a_part_may_be_written_in_other_words(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
+def test_only_a_part_may_be_written_in_other_words(run: Run, full: str, verify: Verify) -> None:
     in_json = [one for one in run.truth.letters if one.reason not in {"malformed", "conflict"} and one.device_id]
     whole = next(one for one in in_json if not one.part)
     part = next(one for one in in_json if one.part)
     for letter in (whole, part):
         update = "UPDATE dead_letter SET payload = payload || ' ' WHERE topic = %s AND reason = %s AND payload = %s"
-        payload = letter.payload if letter is whole else stored_payload(database, letter)
-        change(database, update, letter.topic, letter.reason, payload)
+        payload = letter.payload if letter is whole else stored_payload(full, letter)
+        change(full, update, letter.topic, letter.reason, payload)
     said = verify("--json")
     assert checks(said)["dead letters"]["counts"] == {"altered": 1}
     named(said, "altered", whole.device_id)
@@ -369,22 +378,20 @@ def stored_payload(dsn: str, letter: Letter) -> bytes:
     return next(payload for (payload,) in rows if canonical(payload) == canonical(letter.payload))
 
 
-async def test_dead_letters_of_other_fleets_may_be_overlooked(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
+def test_dead_letters_of_other_fleets_may_be_overlooked(full: str, verify: Verify) -> None:
     insert = "INSERT INTO dead_letter VALUES (%s, 'x', %s, 'what?', NULL, 'malformed', '', now())"
-    change(database, insert, "MTR-999999", "energy/v1/meter/MTR-999999/telemetry")
-    change(database, "UPDATE ingest_counter SET dead_lettered = dead_lettered + 1, received = received + 1")
+    change(full, insert, "MTR-999999", "energy/v1/meter/MTR-999999/telemetry")
+    change(full, "UPDATE ingest_counter SET dead_lettered = dead_lettered + 1, received = received + 1")
     assert checks(verify("--json"))["dead letters"]["counts"] == {"surplus": 1}
     assert verify("--allow-other-devices").code == 0
 
 
-async def test_a_dead_letter_too_many_and_one_that_is_a_reading(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
+def test_a_dead_letter_too_many_and_one_that_is_a_reading(run: Run, full: str, verify: Verify) -> None:
     message = next(one for one in run.messages if one.payload.startswith(b'{"meterId"') and b"kwh" in one.payload)
     device = message.topic.split("/")[3]
     insert = "INSERT INTO dead_letter VALUES (%s, %s, %s, %s, NULL, 'out_of_range', '', now())"
-    change(database, insert, device, b"1", message.topic, message.payload)
-    change(database, insert, device, b"2", message.topic, b"what is this?")
+    change(full, insert, device, b"1", message.topic, message.payload)
+    change(full, insert, device, b"2", message.topic, b"what is this?")
     said, text = verify("--json"), verify()
     assert (said.code, text.code) == (1, 1)
     assert checks(said)["dead letters"]["counts"] == {"wrongly rejected": 1, "surplus": 1}
@@ -398,9 +405,8 @@ async def test_a_dead_letter_too_many_and_one_that_is_a_reading(run: Run, databa
 
 
 @pytest.mark.parametrize(("counter", "wrong"), [("received", 1), ("stored", 2), ("dead_lettered", 2)])
-async def test_counters_that_are_off_by_one(run: Run, database: str, verify: Verify, counter: str, wrong: int) -> None:
-    await store(database, run.messages)
-    change(database, f"UPDATE ingest_counter SET {counter} = {counter} + 1")
+def test_counters_that_are_off_by_one(full: str, verify: Verify, counter: str, wrong: int) -> None:
+    change(full, f"UPDATE ingest_counter SET {counter} = {counter} + 1")
     text, said = verify(), verify("--json")
     assert (text.code, said.code) == (1, 1)
     assert [*checks(said)] == ["counters"]
@@ -408,13 +414,10 @@ async def test_counters_that_are_off_by_one(run: Run, database: str, verify: Ver
     assert counter in text.out
 
 
-async def test_analytics_are_computed_by_the_database(run: Run, database: str, verify: Verify) -> None:
+def test_analytics_are_computed_by_the_database(full: str, verify: Verify) -> None:
     """A tick too much in one reading shows up in each figure that it is part of."""
-    await store(database, run.messages)
-    device, ts = middle(database, "vehicle_history", "meter_id IS NOT NULL AND kwh_dc > 0")
-    change(
-        database, "UPDATE vehicle_history SET kwh_dc = kwh_dc + 0.0001 WHERE vehicle_id = %s AND ts = %s", device, ts
-    )
+    device, ts = middle(full, "vehicle_history", "meter_id IS NOT NULL AND kwh_dc > 0")
+    change(full, "UPDATE vehicle_history SET kwh_dc = kwh_dc + 0.0001 WHERE vehicle_id = %s AND ts = %s", device, ts)
     said = verify("--json")
     assert {"energy by vehicle", "charging sessions"} <= set(checks(said))
     by_vehicle = checks(said)["energy by vehicle"]["differences"][0]
@@ -425,9 +428,8 @@ async def test_analytics_are_computed_by_the_database(run: Run, database: str, v
     assert set(by_vehicle["found"]) <= {"dc", "matched_dc", "efficiency"}
 
 
-async def test_a_silent_minute_moves_all_that_follows_from_it(run: Run, database: str, verify: Verify) -> None:
+def test_a_silent_minute_moves_all_that_follows_from_it(full: str, verify: Verify) -> None:
     """Without one meter's reading that minute is nobody's; what a vehicle says it got stays as it is."""
-    await store(database, run.messages)
     query = """SELECT meter_id, metered.ts, vehicle_id
                FROM meter_history AS metered JOIN vehicle_history USING (meter_id)
                WHERE kwh_ac > 0 AND date_trunc('minute', vehicle_history.ts) = date_trunc('minute', metered.ts)
@@ -436,8 +438,8 @@ async def test_a_silent_minute_moves_all_that_follows_from_it(run: Run, database
                AND (SELECT count(*) FROM meter_history AS other WHERE other.meter_id = metered.meter_id
                     AND date_trunc('minute', other.ts) = date_trunc('minute', metered.ts)) = 1
                ORDER BY 1, 2 LIMIT 1"""
-    meter, ts, vehicle = ask(database, query)[0]
-    change(database, "DELETE FROM meter_history WHERE meter_id = %s AND ts = %s", meter, ts)
+    meter, ts, vehicle = ask(full, query)[0]
+    change(full, "DELETE FROM meter_history WHERE meter_id = %s AND ts = %s", meter, ts)
     said = verify("--json")
     assert {"readings", "minutes", "ac", "matched_ac"} == set(named_in(said, "energy by meter", meter)["found"])
     by_vehicle = named_in(said, "energy by vehicle", vehicle)
@@ -467,10 +469,9 @@ async def test_a_session_bears_a_quarter_of_an_hour_of_silence(
     assert found["charging sessions"] == 1 + late_ms
 
 
-async def test_sums_without_end_are_no_match(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    device, ts = middle(database, "meter_history")
-    change(database, "UPDATE meter_history SET kwh_ac = 'Infinity' WHERE meter_id = %s AND ts = %s", device, ts)
+def test_sums_without_end_are_no_match(full: str, verify: Verify) -> None:
+    device, ts = middle(full, "meter_history")
+    change(full, "UPDATE meter_history SET kwh_ac = 'Infinity' WHERE meter_id = %s AND ts = %s", device, ts)
     said = verify("--json")
     assert named_in(said, "energy by meter", device)["found"]["ac"] == "inf"
     assert said.err == ""
@@ -497,9 +498,8 @@ def columns_that_differ(verdict: Verdict, check: str) -> dict[str | None, set[st
     return {one.device: set(one.found or {}) for one in found.differences if one.kind == "altered"}
 
 
-async def test_the_schema_is_asked_for_its_own_analytics(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    ask(database, OTHER)
+def test_the_schema_is_asked_for_its_own_analytics(run: Run, full: str, verify: Verify) -> None:
+    ask(full, OTHER)
     asked = {
         "": "by the schema's own functions",
         " options='-c search_path=other'": "by plain SQL over history",
@@ -510,33 +510,29 @@ async def test_the_schema_is_asked_for_its_own_analytics(run: Run, database: str
         ),
     }
     for options, how in asked.items():
-        verdict = verdict_of(run, database + options)
+        verdict = verdict_of(run, full + options)
         assert (verdict.match, verdict.analytics) == (True, how)
     assert "analytics: by the schema's own functions" in verify().out.splitlines()
     assert json.loads(verify("--json").out)["analytics"] == asked[""]
 
 
-async def test_a_function_that_is_wrong_is_a_difference(run: Run, database: str) -> None:
+def test_a_function_that_is_wrong_is_a_difference(run: Run, full: str) -> None:
     """What is asked are the functions, not history: it is right, and they are not."""
-    await store(database, run.messages)
     wrong = "SELECT replace(pg_get_functiondef(oid), 'SELECT CASE', 'SELECT CASE WHEN true THEN ''no'' ') FROM pg_proc"
-    ((statement,),) = ask(database, f"{wrong} WHERE proname = 'efficiency_reason'")
-    ask(database, statement)
-    verdict = verdict_of(run, database)
+    ((statement,),) = ask(full, f"{wrong} WHERE proname = 'efficiency_reason'")
+    ask(full, statement)
+    verdict = verdict_of(run, full)
     assert [check.name for check in verdict.checks if not check.match] == ["energy by vehicle"]
     assert {*map(frozenset, columns_that_differ(verdict, "energy by vehicle").values())} == {frozenset({"efficiency"})}
     assert verdict.hints == []
 
 
 @pytest.mark.parametrize("least_kwh", ["0.001", "0.1", "3"])
-async def test_an_efficiency_is_there_exactly_where_the_schema_gives_one(
-    run: Run, database: str, least_kwh: str
-) -> None:
-    await store(database, run.messages)
-    ask(database, f"UPDATE analytics_setting SET efficiency_least_kwh = {least_kwh}")
-    given = ask(database, "SELECT efficiency IS NULL, count(*) FROM fleet_performance('-infinity') GROUP BY 1")
+def test_an_efficiency_is_there_exactly_where_the_schema_gives_one(run: Run, full: str, least_kwh: str) -> None:
+    ask(full, f"UPDATE analytics_setting SET efficiency_least_kwh = {least_kwh}")
+    given = ask(full, "SELECT efficiency IS NULL, count(*) FROM fleet_performance('-infinity') GROUP BY 1")
     assert {without for without, _ in given} == {True, False}
-    assert verdict_of(run, database).match
+    assert verdict_of(run, full).match
 
 
 async def test_rollups_change_no_answer(run: Run, database: str) -> None:
@@ -578,25 +574,24 @@ ROLLUPS = [
 ]  # fmt: skip
 
 
-async def test_a_rollup_that_is_not_true_is_named(run: Run, database: str) -> None:
-    await store(database, run.messages)
-    roll_up(database)
+def test_a_rollup_that_is_not_true_is_named(run: Run, full: str) -> None:
+    roll_up(full)
     # Of a vehicle that has an efficiency, and of its meter.
     query = "SELECT vehicle_id, meters[1] FROM fleet_performance('-infinity') WHERE cardinality(meters) = 1 AND "
-    vehicle, meter = ask(database, f"{query} efficiency < 0.95 AND kwh_ac > 1 ORDER BY 1 LIMIT 1")[0]
+    vehicle, meter = ask(full, f"{query} efficiency < 0.95 AND kwh_ac > 1 ORDER BY 1 LIMIT 1")[0]
     for table, wrong, differs in ROLLUPS:
         key, device = ("meter_id", meter) if table.startswith("meter") else ("vehicle_id", vehicle)
         hour = "two_hours" if table == "charging_two_hours" else "quarter_hour"
         first = f"(SELECT min({hour}) FROM {table} WHERE {key} = '{device}')"
         update = f"UPDATE {table} SET {wrong} WHERE {key} = '{device}' AND {hour} = {first}"
-        change(database, update.format("+"))
-        verdict = verdict_of(run, database)
-        change(database, update.format("-"))
+        change(full, update.format("+"))
+        verdict = verdict_of(run, full)
+        change(full, update.format("-"))
         assert {one.name for one in verdict.checks if not one.match} == set(differs), (table, wrong)
         for check, columns in differs.items():
             named_device = meter if check == "energy by meter" else vehicle
             assert columns_that_differ(verdict, check) == {named_device: columns}, (table, wrong)
-    assert verdict_of(run, database).match
+    assert verdict_of(run, full).match
 
 
 @pytest.mark.parametrize("kind", ["meter", "vehicle"])
@@ -620,21 +615,19 @@ CIRCUMSTANCES = {
 
 
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
-async def test_what_the_ledger_cannot_know_is_a_note(run: Run, database: str, circumstance: str) -> None:
-    await store(database, run.messages)
-    ask(database, CIRCUMSTANCES[circumstance])
-    verdict = verdict_of(run, database)
+def test_what_the_ledger_cannot_know_is_a_note(run: Run, full: str, circumstance: str) -> None:
+    ask(full, CIRCUMSTANCES[circumstance])
+    verdict = verdict_of(run, full)
     rightly = [hint for hint in verdict.hints if "may rightly differ" in hint]
     assert not verdict.match
     assert len(rightly) == 1
     assert circumstance in rightly[0]
-    assert verdict_of(run, f"{database} options='-c role=wattbridge_writer'").match
+    assert verdict_of(run, f"{full} options='-c role=wattbridge_writer'").match
 
 
-async def test_where_nothing_differs_there_is_no_note(run: Run, database: str) -> None:
-    await store(database, run.messages)
-    ask(database, "INSERT INTO charger_assignment VALUES ('VEH-999999', 'MTR-999999', '[2026-01-01, 2027-01-01)')")
-    verdict = verdict_of(run, database)
+def test_where_nothing_differs_there_is_no_note(run: Run, full: str) -> None:
+    ask(full, "INSERT INTO charger_assignment VALUES ('VEH-999999', 'MTR-999999', '[2026-01-01, 2027-01-01)')")
+    verdict = verdict_of(run, full)
     assert (verdict.match, verdict.hints) == (True, [])
 
 
@@ -784,9 +777,8 @@ def test_what_cannot_be_read_is_one_line(run: Run, postgres_dsn_admin: str, veri
     assert verify("--dsn", "hunter2@localhost").code == 2
 
 
-async def test_another_bridge_is_judged_through_views(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    with psycopg.connect(database, autocommit=True) as connection:
+def test_another_bridge_is_judged_through_views(full: str, verify: Verify) -> None:
+    with psycopg.connect(full, autocommit=True) as connection:
         for statement in (
             "CREATE SCHEMA other",
             "CREATE VIEW other.meter_history AS SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_history",
@@ -800,14 +792,14 @@ async def test_another_bridge_is_judged_through_views(run: Run, database: str, v
     again = (
         "CREATE OR REPLACE VIEW other.meter_history AS SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_history"
     )
-    other = f"{database} options='-c search_path=other'"
+    other = f"{full} options='-c search_path=other'"
     reply = verify("--dsn", other)
     assert reply.code == 0, reply.out
     assert "counters" not in reply.out
-    ask(database, f"{again} UNION ALL SELECT 'MTR-000001', NULL, NULL, NULL")
+    ask(full, f"{again} UNION ALL SELECT 'MTR-000001', NULL, NULL, NULL")
     assert verify("--dsn", other, "--json").code == 1
     one_again = "SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_history LIMIT 1"
-    ask(database, f"{again} UNION ALL ({one_again})")
+    ask(full, f"{again} UNION ALL ({one_again})")
     twice = verify("--dsn", other, "--json")
     assert checks(twice)["meter history"]["counts"] == {"surplus": 1}
 
@@ -824,11 +816,10 @@ CREATE VIEW other.dead_letter AS SELECT device_id, topic, payload, reason FROM p
 
 
 @pytest.fixture
-async def other(run: Run, database: str) -> str:
+def other(full: str) -> str:
     """The DSN of what another bridge says, so far the same as ours."""
-    await store(database, run.messages)
-    ask(database, OTHER)
-    return f"{database} options='-c search_path=other'"
+    ask(full, OTHER)
+    return f"{full} options='-c search_path=other'"
 
 
 def replace_view(dsn: str, view: str, query: str) -> None:
@@ -845,8 +836,8 @@ SAME = [
 
 
 @pytest.mark.parametrize(("view", "query"), SAME)
-def test_another_bridge_may_have_other_types(database: str, other: str, verify: Verify, view: str, query: str) -> None:
-    replace_view(database, view, query)
+def test_another_bridge_may_have_other_types(full: str, other: str, verify: Verify, view: str, query: str) -> None:
+    replace_view(full, view, query)
     reply = verify("--dsn", other, "--json")
     wrong = checks(reply)
     if "real" in query:  # which has not the digits of every voltage
@@ -868,19 +859,19 @@ def test_another_bridge_may_have_other_types(database: str, other: str, verify: 
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_clear_line(
-    database: str, other: str, verify: Verify, view: str, query: str, message: str
+    full: str, other: str, verify: Verify, view: str, query: str, message: str
 ) -> None:
-    replace_view(database, view, query)
+    replace_view(full, view, query)
     reply = verify("--dsn", other)
     assert (reply.code, reply.out, len(reply.err.splitlines())) == (1, "", 1)
     assert message in reply.err
 
 
-def test_a_database_is_not_changed_by_looking(database: str, other: str, verify: Verify) -> None:
+def test_a_database_is_not_changed_by_looking(full: str, other: str, verify: Verify) -> None:
     """Not even where a view of another bridge would do it."""
-    ask(database, "CREATE SEQUENCE other.looks")
+    ask(full, "CREATE SEQUENCE other.looks")
     rows = "SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_live"
-    replace_view(database, "meter_live", f"{rows} WHERE nextval('other.looks') > 0")
+    replace_view(full, "meter_live", f"{rows} WHERE nextval('other.looks') > 0")
     reply = verify("--dsn", other)
     assert reply.code == 1
     assert "read-only" in reply.err
@@ -913,7 +904,7 @@ def judge(run: Run, dsn: str) -> dict[str, dict[str, Any]]:
     return {check["check"]: check for check in json.loads(out.getvalue())["checks"] if not check["match"]}
 
 
-def test_null_in_a_row_too_many(run: Run, database: str, other: str) -> None:
+def test_null_in_a_row_too_many(run: Run, full: str, other: str) -> None:
     for table, column in NULLS:
         row = ROW[table.replace("live", "history")] | {column: "NULL"}
         values = ", ".join(
@@ -921,19 +912,19 @@ def test_null_in_a_row_too_many(run: Run, database: str, other: str) -> None:
             for name, value in row.items()
         )
         same = f"SELECT {', '.join(row)} FROM public.{table}"
-        replace_view(database, table, f"{same} UNION ALL SELECT {values}")
+        replace_view(full, table, f"{same} UNION ALL SELECT {values}")
         assert judge(run, other)[table.replace("_", " ")]["counts"] == {"surplus": 1}, (table, column)
-        replace_view(database, table, same)
+        replace_view(full, table, same)
 
 
-def test_null_where_a_value_must_be(run: Run, database: str, other: str) -> None:
+def test_null_where_a_value_must_be(run: Run, full: str, other: str) -> None:
     for table, column in NULLS:
         row = ROW[table.replace("live", "history")]
         key = next(iter(row))
-        device, ts = middle(database, table, "meter_id IS NOT NULL")
+        device, ts = middle(full, table, "meter_id IS NOT NULL")
         there = f"CASE WHEN ({key}, ts) = ('{device}', '{ts.isoformat()}') THEN NULL ELSE {column} END AS {column}"
         columns = ", ".join(there if name == column else name for name in row)
-        replace_view(database, table, f"SELECT {columns} FROM public.{table}")
+        replace_view(full, table, f"SELECT {columns} FROM public.{table}")
         check = judge(run, other)[table.replace("_", " ")]
         if column == key or (column == "ts" and "history" in table):
             wrong = {"missing": 1, "surplus": 1}
@@ -941,24 +932,24 @@ def test_null_where_a_value_must_be(run: Run, database: str, other: str) -> None
             wrong = {"not the newest" if column == "ts" else "altered": 1}
         assert check["counts"] == wrong, (table, column)
         assert check["differences"][0]["device"] == device
-        replace_view(database, table, f"SELECT {', '.join(row)} FROM public.{table}")
+        replace_view(full, table, f"SELECT {', '.join(row)} FROM public.{table}")
 
 
-def test_null_in_dead_letters(run: Run, database: str, other: str) -> None:
+def test_null_in_dead_letters(run: Run, full: str, other: str) -> None:
     every = "SELECT device_id, topic, payload, reason FROM public.dead_letter"
     for column in ("device_id", "topic", "payload", "reason"):
         one = f"{every} WHERE reason = 'malformed' AND device_id <> '' LIMIT 1".replace(column, "NULL", 1)
-        replace_view(database, "dead_letter", f"{every} UNION ALL ({one})")
+        replace_view(full, "dead_letter", f"{every} UNION ALL ({one})")
         assert judge(run, other)["dead letters"]["surplus"] == 1
 
 
 @pytest.mark.parametrize("table", ["meter_history", "vehicle_live"])
-def test_a_view_without_a_key_may_have_rows_twice(database: str, other: str, verify: Verify, table: str) -> None:
+def test_a_view_without_a_key_may_have_rows_twice(full: str, other: str, verify: Verify, table: str) -> None:
     row = ", ".join(ROW[table.replace("live", "history")])
-    device, ts = middle(database, table)
+    device, ts = middle(full, table)
     where = f"{row.partition(',')[0]} = '{device}' AND ts = '{ts.isoformat()}'"
     replace_view(
-        database, table, f"SELECT {row} FROM public.{table} UNION ALL SELECT {row} FROM public.{table} WHERE {where}"
+        full, table, f"SELECT {row} FROM public.{table} UNION ALL SELECT {row} FROM public.{table} WHERE {where}"
     )
     reply = verify("--dsn", other, "--json")
     assert checks(reply)[table.replace("_", " ")]["counts"] == {"surplus": 1}
@@ -979,17 +970,16 @@ HOSTILE = [
 ]
 
 
-async def test_names_that_would_disturb_a_terminal(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
-    device, ts = middle(database, "vehicle_history", "meter_id IS NOT NULL")
+def test_names_that_would_disturb_a_terminal(full: str, verify: Verify) -> None:
+    device, ts = middle(full, "vehicle_history", "meter_id IS NOT NULL")
     for name in HOSTILE:
         row = (name, "2026-01-10 23:59:59.5Z", 1, 50, 20, name)
-        change(database, "INSERT INTO vehicle_history VALUES (%s, %s, %s, %s, %s, %s, now(), false)", *row)
-        change(database, "INSERT INTO meter_live VALUES (%s, now(), 1, 230, now())", name)
+        change(full, "INSERT INTO vehicle_history VALUES (%s, %s, %s, %s, %s, %s, now(), false)", *row)
+        change(full, "INSERT INTO meter_live VALUES (%s, now(), 1, 230, now())", name)
         letter = (name, name.encode(), name, name.encode(), name)
-        change(database, "INSERT INTO dead_letter VALUES (%s, %s, %s, %s, NULL, %s, '', now())", *letter)
+        change(full, "INSERT INTO dead_letter VALUES (%s, %s, %s, %s, NULL, %s, '', now())", *letter)
     where = "WHERE vehicle_id = %s AND ts = %s"
-    change(database, f"UPDATE vehicle_history SET meter_id = %s {where}", HOSTILE[3], device, ts)
+    change(full, f"UPDATE vehicle_history SET meter_id = %s {where}", HOSTILE[3], device, ts)
     text, said = verify("--show", "50"), verify("--json", "--show", "50")
     assert (text.code, said.code) == (1, 1)
     assert all(line.isprintable() for line in text.out.splitlines())
@@ -1005,8 +995,7 @@ async def test_names_that_would_disturb_a_terminal(run: Run, database: str, veri
     assert wrong["dead letters"]["counts"] == {"surplus": len(HOSTILE)}
 
 
-async def test_dead_letters_that_are_almost_readings(run: Run, database: str, verify: Verify) -> None:
-    await store(database, run.messages)
+def test_dead_letters_that_are_almost_readings(run: Run, full: str, verify: Verify) -> None:
     payload = next(one for one in run.messages if one.payload.startswith(b'{"vehicleId"')).payload
     reading = json.loads(payload)
     almost = [
@@ -1025,7 +1014,7 @@ async def test_dead_letters_that_are_almost_readings(run: Run, database: str, ve
     ]
     for number, garbage in enumerate(payloads):
         row = (reading["vehicleId"], str(number).encode(), "a/topic", garbage)
-        change(database, "INSERT INTO dead_letter VALUES (%s, %s, %s, %s, NULL, 'wrong_type', '', now())", *row)
+        change(full, "INSERT INTO dead_letter VALUES (%s, %s, %s, %s, NULL, 'wrong_type', '', now())", *row)
     said = verify("--json")
     assert checks(said)["dead letters"]["counts"] == {"surplus": len(payloads)}
     assert verify("--show", "50").code == 1
@@ -1034,16 +1023,15 @@ async def test_dead_letters_that_are_almost_readings(run: Run, database: str, ve
 # --- while others are at work ------------------------------------------------------------------------------
 
 
-async def test_everything_is_read_in_one_snapshot(run: Run, database: str) -> None:
-    await store(database, run.messages)
+def test_everything_is_read_in_one_snapshot(run: Run, full: str) -> None:
 
     def interfere(step: str) -> None:
         if step in {"meter live", "vehicle history", "compare history"}:
-            ask(database, "DELETE FROM meter_history; DELETE FROM vehicle_history; DELETE FROM ingest_counter")
+            ask(full, "DELETE FROM meter_history; DELETE FROM vehicle_history; DELETE FROM ingest_counter")
 
-    verdict = verification.verify(run.ledger, database, Options(wait_s=0), say=print, progress=interfere)
+    verdict = verification.verify(run.ledger, full, Options(wait_s=0), say=print, progress=interfere)
     assert verdict.match
-    after = verification.verify(run.ledger, database, Options(wait_s=0), say=print, progress=interfere)
+    after = verification.verify(run.ledger, full, Options(wait_s=0), say=print, progress=interfere)
     assert not after.match
 
 

@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from simulator import cli, output
+from simulator.connection import Broker
 from simulator.faults import FaultConfig
 from simulator.fleet import FleetConfig
 from simulator.output import Terminal
@@ -256,7 +257,7 @@ def summary(**others: Any) -> Summary:
 
 
 def options(**others: Any) -> Options:
-    return Options(fleet=FleetConfig(start=START), broker=cli.Broker(), **others)
+    return Options(fleet=FleetConfig(start=START), broker=Broker(), **others)
 
 
 def test_a_long_run_without_a_terminal_says_a_line_now_and_then(
