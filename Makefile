@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" --extra demo --extra verify
 
-.PHONY: help demo test check drill lock clean
+.PHONY: help demo test check drill bench lock clean
 
 help:
 	@echo "make demo            broker, database, bridge and a simulated fleet, live in this terminal"
@@ -14,6 +14,8 @@ help:
 	@echo "make check           lint, types and layers alone"
 	@echo "make drill           every fault many times at random moments, about two hours; writes docs/reliability.md"
 	@echo "make drill TIMES=3 CASES='1 4b'    some cases, so often; the lines of the others stay"
+	@echo "make bench           how fast it is, part by part, about two hours; writes docs/performance.md"
+	@echo "make bench PARTS='store drain'     some parts (bench/*.py); the tables of the others stay"
 	@echo "make lock            pin the dependencies anew in requirements/"
 	@echo "make clean           remove .venv and everything that tools have left"
 	@echo "PYTHON=python3.13    with any of them: the interpreter (3.11 or newer)"
@@ -36,6 +38,12 @@ check:
 drill:
 	@$(PYTHON) bootstrap.py dev
 	$(BIN)/python -m tests.chaos.drill --write docs/reliability.md $(if $(TIMES),--times $(TIMES)) $(CASES)
+
+PARTS ?= end_to_end drain store decode latency memory scale workers
+
+bench:
+	@$(PYTHON) bootstrap.py dev
+	@for part in $(PARTS); do $(BIN)/python bench/$$part.py --write docs/performance.md || exit 1; done
 
 lock:
 	@$(PYTHON) bootstrap.py dev

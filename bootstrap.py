@@ -42,7 +42,7 @@ def main() -> None:
     try:
         make_environment(sys.argv[1])
         if wants_mosquitto(sys.argv[1]):
-            install_mosquitto()
+            install_mosquitto(sys.argv[1])
     except BootstrapError as error:
         sys.exit(f"bootstrap: {error}")
     except KeyboardInterrupt:
@@ -175,28 +175,31 @@ def wants_mosquitto(purpose: str) -> bool:
     return purpose == "demo" or not elsewhere
 
 
-def install_mosquitto() -> None:
-    """Install the package `mosquitto` if its program is missing, and leave no broker of its own running."""
+def install_mosquitto(purpose: str) -> None:
+    """Install Mosquitto if it is missing, for developers with its client, and leave no broker of its own running."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *MOSQUITTO_PLACES))
-    if shutil.which("mosquitto", path=path):
+    programs = ["mosquitto"] if purpose == "demo" else ["mosquitto", "mosquitto_sub"]
+    missing = [program for program in programs if not shutil.which(program, path=path)]
+    if not missing:
         return
     say("installing mosquitto")
     if shutil.which("apt-get"):
-        apt_install("mosquitto")
+        apt_install(*("mosquitto-clients" if program == "mosquitto_sub" else program for program in missing))
         # The package starts a broker on port 1883, which nobody asked for.
         if Path("/run/systemd/system").is_dir():
             subprocess.run([*as_root(), "systemctl", "disable", "--now", "mosquitto"], capture_output=True, check=False)
     elif shutil.which("brew"):
         run(["brew", "install", "mosquitto"])
-    if not shutil.which("mosquitto", path=path):
-        raise BootstrapError(
-            "the program `mosquitto` is missing; install Mosquitto 2.0 or newer (https://mosquitto.org/download/)"
-        )
+    for program in missing:
+        if not shutil.which(program, path=path):
+            raise BootstrapError(
+                f"the program `{program}` is missing; install Mosquitto 2.0 or newer (https://mosquitto.org/download/)"
+            )
     done("mosquitto is installed; its own service is off")
 
 
-def apt_install(package: str) -> None:
-    """Install a Debian package without questions, as root or by a sudo that asks no password."""
+def apt_install(*packages: str) -> None:
+    """Install Debian packages without questions, as root or by a sudo that asks no password."""
     install = [
         *as_root(),
         "env",
@@ -209,7 +212,7 @@ def apt_install(package: str) -> None:
         "install",
         "-y",
         "--no-install-recommends",
-        package,
+        *packages,
     ]
     first = subprocess.run(install, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if first.returncode != 0:
@@ -228,6 +231,7 @@ def as_root() -> list[str]:
     raise BootstrapError(
         "a system package is missing and this user may not install it. Run once:\n"
         f"  sudo apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv mosquitto"
+        " mosquitto-clients"
     )
 
 
