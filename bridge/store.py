@@ -55,7 +55,7 @@ SETTINGS = {"datestyle": "ISO", "timezone": "UTC", "jit": "off", "default_transa
 # partition was small is kept when it is not: without this and jit = off a batch of duplicates may read the whole
 # partition once for each of them. And without other joins than nested loops, what is joined with a staging table is
 # looked at, and locked, in the order of the staging table.)
-BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "enable_material": "off"}
 
 
 # So many devices of a kind are remembered to have a live row: about 20 MB.

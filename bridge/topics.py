@@ -46,7 +46,12 @@ class Topics:
             check_template(template)
         if telemetry == status:
             raise ValueError("the telemetry and the status template must differ")
-        self._patterns = {channel: _pattern(template) for channel, template in self._templates.items()}
+        # What stands before and after the device.
+        self._frames: list[tuple[str, str, Kind, Channel]] = []
+        for channel, template in self._templates.items():
+            for kind in Kind:
+                before, _, after = template.replace("{kind}", kind).partition("{device_id}")
+                self._frames.append((before, after, kind, channel))
         self.parse = lru_cache(maxsize=REMEMBERED)(self._parse)
 
     def filters(self, channel: Channel) -> list[str]:
@@ -63,15 +68,16 @@ class Topics:
 
         Raises Rejection (unknown_topic, invalid_device_id).
         """
-        for channel, pattern in self._patterns.items():
-            if match := pattern.fullmatch(topic):
-                device_id = match["device_id"]
-                if not DEVICE_ID.fullmatch(device_id):
+        for before, after, kind, channel in self._frames:
+            if topic.startswith(before) and topic.endswith(after):
+                device_id = topic[len(before) : len(topic) - len(after)]
+                if DEVICE_ID.fullmatch(device_id):
+                    return Address(kind, device_id, channel)
+                if "/" not in device_id and len(topic) >= len(before) + len(after):
                     raise Rejection(
                         Reason.INVALID_DEVICE_ID,
                         "the device id in the topic must be 1 to 128 of A-Z a-z 0-9 . _ : -",
                     )
-                return Address(Kind(match["kind"]), device_id, channel)
         raise Rejection(Reason.UNKNOWN_TOPIC, "no topic template of the configuration matches")
 
 
@@ -89,8 +95,3 @@ def check_template(template: str) -> None:
             raise ValueError(f"{template!r} must have {field} exactly once, as a whole level between slashes")
     if set(template) & set("+#\0") or template.startswith("$"):
         raise ValueError(f"{template!r} must not have wildcards and must not start with $")
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    levels = {"{kind}": f"(?P<kind>{'|'.join(Kind)})", "{device_id}": "(?P<device_id>[^/]*)"}
-    return re.compile("/".join(levels.get(level) or re.escape(level) for level in template.split("/")))

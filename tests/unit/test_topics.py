@@ -155,3 +155,10 @@ def test_a_template_that_cannot_tell_devices_apart_is_refused(template: str) -> 
 def test_telemetry_and_status_must_be_told_apart() -> None:
     with pytest.raises(ValueError, match="must differ"):
         Topics(TELEMETRY, TELEMETRY)
+
+
+@pytest.mark.parametrize("topic", ["energy/v1/meter/telemetry", "energy/v1/meter/a/b/telemetry", "energy/v1/meter//x"])
+def test_what_only_begins_and_ends_like_a_topic_is_none(topic: str) -> None:
+    with pytest.raises(Rejection) as caught:
+        TOPICS.parse(topic)
+    assert caught.value.reason is Reason.UNKNOWN_TOPIC
