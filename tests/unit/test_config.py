@@ -57,7 +57,7 @@ def test_without_file_and_environment_the_defaults_count() -> None:
     assert (config.mqtt.host, config.mqtt.port, config.mqtt.client_id) == ("localhost", 1883, "wattbridge")
     assert config.mqtt.session_expiry_s == 7 * 24 * 3600
     assert config.mqtt.receive_maximum == 20_000
-    assert (config.batch.max_readings, config.batch.max_bytes, config.batch.max_age_ms) == (5_000, 4 * 1024 * 1024, 200)
+    assert (config.batch.max_readings, config.batch.max_bytes, config.batch.max_age_ms) == (5_000, 4 * 1024 * 1024, 100)
     assert (config.limits.horizon_days, config.limits.max_future_s) == (366, 300)
     assert config.topics.telemetry == "energy/v1/{kind}/{device_id}/telemetry"
     assert config.database.dsn.get_secret_value() == ""

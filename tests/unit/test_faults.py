@@ -171,9 +171,8 @@ class InMemory:
 
     def decode(self, batch: Batch, message: Message) -> None:
         self.now = START.timestamp() + message.due / 1_000
-        self._pipeline._decode(
-            batch, SimpleNamespace(topic=message.topic, payload=message.payload, content_type=None, packet_id=1)
-        )
+        publication = SimpleNamespace(topic=message.topic, payload=message.payload, content_type=None, packet_id=1)
+        self._pipeline._decode(batch, publication, message.payload, self._pipeline._arrival(1))
 
     def take(self, message: Message) -> tuple[list[tuple[str, int, tuple[object, ...], Fate]], list[Any]]:
         """What becomes of a message in a batch of its own."""
