@@ -26,6 +26,7 @@ from bridge import logs
 from bridge.batch import Batch
 from bridge.config import BatchLimits, Mqtt
 from bridge.connection import READ_BYTES, Connection
+from bridge.daemon import OBJECTS_BETWEEN_COLLECTIONS
 from bridge.messages import CBOR, EPOCH, Limits, MeterReading, Reading
 from bridge.pipeline import Pipeline
 from bridge.store import Totals, copy_rows
@@ -195,6 +196,7 @@ class Spent(NamedTuple):
 
 async def spend(stream: Stream, form: Form, messages: int) -> Spent:
     """Takes so many messages through the daemon."""
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     watch, line, sizes = Stopwatch(), Line(), BatchLimits()
     sink = Sink(watch)
     window = max(PACKET_IDS, form.readings * CHUNK)

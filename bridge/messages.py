@@ -153,7 +153,7 @@ class _VehiclePayload(TypedDict):
 class _UsualMeter(msgspec.Struct, rename="camel", gc=False):
     kwh_consumed_ac: Annotated[float, msgspec.Meta(ge=0)]
     voltage: Annotated[float, msgspec.Meta(ge=0)]
-    timestamp: str
+    timestamp: str | int | float
     meter_id: str | None = None
     meter_id_: Any = msgspec.field(name="meter_id", default=msgspec.UNSET)
 
@@ -162,7 +162,7 @@ class _UsualVehicle(msgspec.Struct, rename="camel", gc=False):
     soc: Annotated[float, msgspec.Meta(ge=0, le=100)]
     kwh_delivered_dc: Annotated[float, msgspec.Meta(ge=0)]
     battery_temp: float
-    timestamp: str
+    timestamp: str | int | float
     vehicle_id: str | None = None
     vehicle_id_: Any = msgspec.field(name="vehicle_id", default=msgspec.UNSET)
     meter_id: str | None = None
@@ -213,7 +213,7 @@ def decode_usual(kind: Kind, device_id: str, payload: bytes, arrival: int, limit
         ):
             kwh_dc, soc, battery_temp = vehicle.kwh_delivered_dc, vehicle.soc, vehicle.battery_temp
             return _new(VehicleReading, (device_id, ts, kwh_dc, soc, battery_temp, meter_id, arrival, False))
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, Rejection):
         pass
     return None
 
@@ -324,8 +324,10 @@ def _dump_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _usual_microseconds(timestamp: str) -> int:
-    """RFC 3339 as it is usually written, as microseconds since 1970. Raises ValueError for any other."""
+def _usual_microseconds(timestamp: str | float) -> int:
+    """RFC 3339 as it is usually written, or a number, as microseconds since 1970. Raises ValueError or Rejection."""
+    if not isinstance(timestamp, str):
+        return _epoch_microseconds(timestamp)
     # With these signs in these places fromisoformat takes nothing that is not RFC 3339.
     if len(timestamp) != USUAL_TIMESTAMP or timestamp[4:17:3] != "--T::" or timestamp[19::4] != ".Z":
         raise ValueError
@@ -408,12 +410,16 @@ def _microseconds(timestamp: object) -> int:
     if isinstance(timestamp, str):
         return microseconds(_parse_rfc3339(timestamp))
     if isinstance(timestamp, int | float) and not isinstance(timestamp, bool):
-        if not abs(timestamp) <= MOST_MILLISECONDS:
-            raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: is beyond all calendars")
-        return round(timestamp * (SECOND if abs(timestamp) < FIRST_MILLISECONDS else 1_000))
+        return _epoch_microseconds(timestamp)
     if not isinstance(timestamp, datetime):
         raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: must be RFC 3339, epoch seconds or epoch milliseconds")
     return microseconds(_with_zone(timestamp))
+
+
+def _epoch_microseconds(timestamp: float) -> int:
+    if not abs(timestamp) <= MOST_MILLISECONDS:
+        raise Rejection(Reason.INVALID_TIMESTAMP, "timestamp: is beyond all calendars")
+    return round(timestamp * (SECOND if abs(timestamp) < FIRST_MILLISECONDS else 1_000))
 
 
 def _parse_rfc3339(timestamp: str) -> datetime:
