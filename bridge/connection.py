@@ -18,8 +18,8 @@ Lost = Callable[["Connection"], None]
 
 # By the standard: 256 MiB less one byte, and the header.
 LARGEST_PACKET = 268_435_460
-# So much is taken from the network at once. The event loop does nothing else meanwhile, and PostgreSQL waits for the
-# next statement: that is 1 ms of it, not 10.
+# So much is taken from the network at once. While it is decoded the event loop does nothing else, and PostgreSQL may
+# be waiting for the next statement.
 READ_BYTES = 32 * 1024
 # Reason codes from here on are failures.
 FAILURE = 0x80

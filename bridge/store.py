@@ -10,14 +10,13 @@ from datetime import timedelta
 from functools import cache
 from importlib.resources import files
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import psycopg
 import structlog
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.sql import SQL, Identifier
 
 from bridge.batch import Batch, DeadLetter
 from bridge.config import Database
@@ -45,6 +44,8 @@ KEEPALIVES = {
 # What the data is to blame for: trying again cannot help. P0001 is what a trigger raises that refuses a row.
 # Everything else is tried again.
 DATA_ERRORS = ("22", "23", "P0001")
+# Not the data but our way of sending it: unknown, so it is tried again.
+FORMAT_ERRORS = ("22P03", "22P04")
 # What passes by itself: connection, transaction rollback, resources, operator intervention (shutdown, timeout), a lock,
 # a session that the server ended because we were held up in a transaction.
 PASSING_ERRORS = ("08", "40", "53", "57", "55P03", "25P03", "25P04")
@@ -126,11 +127,12 @@ class Store:
                 if error.diag.constraint_name:
                     raise
                 # No constraint, so there is no partition: it was dropped since we looked, and is made again.
-                self._forget_partitions()
+                self._forget()
                 return await self._commit(batch)
-            except psycopg.errors.UniqueViolation:
-                # Somebody put a live row back: it does not tell any more what is new.
-                log.warning("store.live_behind", meaning="history has newer readings than a live row; see docs")
+            except psycopg.errors.UniqueViolation as error:
+                # Perhaps somebody put a live row back: it does not tell any more what is new.
+                log.info("store.live_distrusted", reason=describe(error))
+                self._forget()
                 return await self._commit(batch, trusting=False)
         except Exception as error:
             raise await self._verdict(error) from error
@@ -196,8 +198,8 @@ class Store:
             except BaseException:
                 await connection.close()
                 raise
-            # Another server may answer now, or the partitions were dropped meanwhile: ask again.
-            self._forget_partitions()
+            # Another server may answer now: ask again.
+            self._forget()
             self._connection = connection
             log.info("database.connected", host=connection.info.host, database=connection.info.dbname)
         return self._connection
@@ -214,14 +216,17 @@ class Store:
             await create_partitions(connection, history, missing)
             self._partitions[history] |= missing
 
-    def _forget_partitions(self) -> None:
-        for known in self._partitions.values():
-            known.clear()
+    def _forget(self) -> None:
+        """Takes nothing for granted any more: what a transaction made that was rolled back is not there."""
+        for days in self._partitions.values():
+            days.clear()
+        for met in self._met.values():
+            met.clear()
 
     async def _verdict(self, error: Exception) -> RetryError | RefusedError:
         """What to do about an error, by its SQLSTATE; the connection is given up unless the data is to blame."""
-        self._forget_partitions()
-        if _state(error).startswith(DATA_ERRORS):
+        self._forget()
+        if _state(error).startswith(DATA_ERRORS) and _state(error) not in FORMAT_ERRORS:
             return RefusedError(describe(error))
         await self.close()
         return RetryError(describe(error), expected=passes(error))
@@ -325,31 +330,27 @@ async def _store_readings(
     doubtful_devices = await _claim(cursor, kind, oldest.keys(), rows, met)
     if not trusting:
         doubtful_devices = oldest.keys()
-    certain, doubtful = in_order, []
+    certain, doubtful, copied = in_order, [], 0
     if doubtful_devices:
         certain = [reading for reading in in_order if reading.device_id not in doubtful_devices]
         doubtful = [reading for reading in in_order if reading.device_id in doubtful_devices]
     if certain:
         same = certain is in_order and newest is oldest
-        await _copy(cursor, f"{kind}_history", rows if same else copy_rows(certain))
+        copied = await _copy(cursor, kind, "history", rows if same else copy_rows(certain))
 
     stored, differing = await _store_doubtful(cursor, kind, doubtful) if doubtful else _Stored(0, {})
     # The staging table is also where the live rows get the newest readings from, and the marks the late ones.
-    besides = [reading for reading in certain if reading.ts < late_before]
-    if newest is not oldest:
-        besides += [
-            reading for reading in certain if oldest[reading.device_id] is not reading is newest[reading.device_id]
-        ]
+    besides = [r for r in certain if r.ts < late_before or oldest[r.device_id] is not r is newest[r.device_id]]
     if besides:
-        await _copy(cursor, f"staged_{kind}", copy_rows(besides))
+        await _copy(cursor, kind, "staged", copy_rows(besides))
     if doubtful or besides:
         await cursor.execute(_sql(f"upsert_{kind}_live"))
-    return _Stored(len(certain) + stored, differing)
+    return _Stored(copied + stored, differing)
 
 
 async def _store_doubtful(cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, readings: list[Reading]) -> _Stored:
     """Readings that history may know."""
-    await _copy(cursor, f"staged_{kind}", copy_rows(readings))
+    await _copy(cursor, kind, "staged", copy_rows(readings))
     await cursor.execute(_sql(f"insert_{kind}_history"))
     stored = cursor.rowcount
     return _Stored(stored, await _find_conflicts(cursor, kind) if stored < len(readings) else {})
@@ -363,7 +364,7 @@ async def _claim(
     `rows` are these readings for COPY, in the order of the key; `met` are devices that had a live row before.
     From here on the live rows are ours until the commit: another writer of these devices waits here and nowhere else.
     """
-    await _copy(cursor, f"claimed_{kind}", rows)
+    await _copy(cursor, kind, "claimed", rows)
     if not met.issuperset(device_ids):
         await cursor.execute(_sql(f"claim_new_{kind}s"))
         if len(met) > MOST_MET:
@@ -375,9 +376,13 @@ async def _claim(
     return set(as_new or ()) if touched == len(device_ids) else device_ids
 
 
-async def _copy(cursor: AsyncCursor[tuple[Any, ...]], table: str, rows: bytes) -> None:
-    async with cursor.copy(SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(Identifier(table))) as copy:
+async def _copy(
+    cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, table: Literal["history", "claimed", "staged"], rows: bytes
+) -> int:
+    """Copies rows into a table; returns how many it took: a trigger may skip some."""
+    async with cursor.copy(_sql(f"copy_{kind}_{table}")) as copy:
         await copy.write(rows)
+    return cursor.rowcount
 
 
 async def _find_conflicts(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from bridge.errors import Reason, Rejection
 
-DEVICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LONGEST_ID = 128
+DEVICE_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{LONGEST_ID}}}")
 # Fleets are finite and talk once a minute: remembering who is who saves two or three matches a message.
 REMEMBERED = 65_536
 
@@ -81,9 +82,14 @@ class Topics:
         raise Rejection(Reason.UNKNOWN_TOPIC, "no topic template of the configuration matches")
 
 
-@lru_cache(maxsize=REMEMBERED)
 def is_device_id(name: str) -> bool:
     """Whether this may name a device."""
+    # What is too long is not remembered: it may be as long as a message.
+    return len(name) <= LONGEST_ID and _is_device_id(name)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _is_device_id(name: str) -> bool:
     return DEVICE_ID.fullmatch(name) is not None
 
 

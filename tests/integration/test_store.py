@@ -257,7 +257,39 @@ async def test_a_batch_that_was_committed_without_an_answer_is_no_reason_for_dis
 ) -> None:
     batch = batch_of(reading(kind, f"D-{number}", 1.0) for number in range(3))
     assert await store.write(batch) == await store.write(batch) == Totals(received=3, stored=3)
-    assert "store.live_behind" not in capsys.readouterr().out
+    assert "store.live_distrusted" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_column_of_a_newer_schema_is_left_alone(store: Store, database: str, kind: Kind) -> None:
+    await store.write(batch_of([reading(kind, "D", 1.0)]))
+    ask(database, f"ALTER TABLE {kind}_history ADD COLUMN note text DEFAULT 'none'")
+    more = batch_of([reading(kind, "D", 2.0, TS + SECOND), reading(kind, "E", 1.0)])
+    assert await store.write(more) == Totals(received=3, stored=3)
+    assert ask(database, f"SELECT DISTINCT note FROM {kind}_history") == [("none",)]
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_what_a_trigger_skips_is_not_counted_as_stored(store: Store, database: str, kind: Kind) -> None:
+    await store.write(batch_of([reading(kind, device, 1.0) for device in ("D", "SKIPPED")]))
+    ask(
+        database,
+        f"CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.{kind}_id = ''SKIPPED'' "
+        f"THEN RETURN NULL; END IF; RETURN NEW; END'; CREATE TRIGGER skipping BEFORE INSERT ON {kind}_history "
+        "FOR EACH ROW EXECUTE FUNCTION skip()",
+    )
+    totals = await store.write(batch_of([reading(kind, device, 2.0, TS + SECOND) for device in ("D", "SKIPPED")]))
+    assert totals.stored == one(database, f"SELECT count(*) FROM {kind}_history") == 3
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_device_of_a_batch_that_was_rolled_back_is_new_again(store: Store, database: str, kind: Kind) -> None:
+    await store.write(batch_of([reading(kind, "D", 1.0)]))
+    ask(database, f"ALTER TABLE {kind}_history ADD CONSTRAINT no_x CHECK ({kind}_id <> 'X')")
+    with pytest.raises(RefusedError):
+        await store.write(batch_of([reading(kind, device, 1.0) for device in ("NEW", "X")]))
+    assert store._met[kind] == set()
+    assert await store.write(batch_of([reading(kind, "NEW", 1.0)])) == Totals(received=2, stored=2)
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.errors import Reason, Rejection
-from bridge.topics import Address, Channel, Kind, Topics, check_template
+from bridge.topics import Address, Channel, Kind, Topics, _is_device_id, check_template, is_device_id
 
 TELEMETRY = "energy/v1/{kind}/{device_id}/telemetry"
 STATUS = "energy/v1/{kind}/{device_id}/status"
@@ -155,6 +155,12 @@ def test_a_template_that_cannot_tell_devices_apart_is_refused(template: str) -> 
 def test_telemetry_and_status_must_be_told_apart() -> None:
     with pytest.raises(ValueError, match="must differ"):
         Topics(TELEMETRY, TELEMETRY)
+
+
+def test_names_that_are_too_long_are_not_remembered() -> None:
+    before = _is_device_id.cache_info().currsize
+    assert not any(is_device_id("x" * length) for length in range(129, 300))
+    assert _is_device_id.cache_info().currsize == before
 
 
 @pytest.mark.parametrize("topic", ["energy/v1/meter/telemetry", "energy/v1/meter/a/b/telemetry", "energy/v1/meter//x"])
