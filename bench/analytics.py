@@ -32,6 +32,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.types.string import TextLoader
 from pydantic import SecretStr
+from rig import SETTINGS, cpu_seconds
 
 from bridge.batch import Batch
 from bridge.config import Database, TopicTemplates
@@ -51,15 +52,9 @@ QUARTER_HOUR = timedelta(minutes=15)
 LATE_AFTER = timedelta(minutes=2)  # the default of analytics_setting.late_after
 LATE_AGE = timedelta(hours=6)
 LATE_SHARE = 0.01
-BATCH = 400  # 4,000 readings a second, a batch every 100 ms
+BATCH = 400  # 2,000 readings a second, a batch every 200 ms
 TRAVEL_US = 300_000  # from timestamp to arrival
 LONGEST_MEASUREMENT = 60.0  # seconds; slow queries are repeated less often
-SETTINGS = {
-    "shared_buffers": "2GB",
-    "max_wal_size": "4GB",
-    "checkpoint_timeout": "15min",
-    "maintenance_work_mem": "256MB",
-}
 INDEXES = """
 SELECT indexrelid::regclass::text, replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ')
 FROM pg_index
@@ -544,12 +539,6 @@ class Ingest:
                 age = self._random.randrange(1, LATE_AGE // timedelta(milliseconds=1))
                 meter = self._source.meters[(said.meter - 1) % self._known] if said.meter else None
                 yield self._source.reading(said, said.ts - age, meter)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process of this machine."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure_ingest(dsn: str, devices: int, periods: int) -> None:

@@ -7,7 +7,7 @@ order of arrival, both kinds in turn. Each turn has a Mosquitto and a database o
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -15,13 +15,15 @@ import psycopg
 from report import (
     NONE,
     Conditions,
+    Side,
     Spread,
     Table,
     arguments,
-    count,
+    cpu_row,
     parse,
     progress,
     publish,
+    rate_row,
     ratios,
     rounds_in_turn,
     spread,
@@ -32,6 +34,7 @@ AIM_RATIO = 0.35
 AIM_RATE = 40_000
 BATCH = 5_000  # that of the daemon
 KINDS = ("meter", "vehicle")
+PROCESSES = ("daemon", "PostgreSQL", "Mosquitto")
 READ = """
 CREATE TEMPORARY TABLE {kind}_read AS SELECT * FROM {kind}_history;
 CREATE INDEX ON {kind}_read (received_at);
@@ -53,57 +56,27 @@ FROM (SELECT received_at FROM meter_history UNION ALL SELECT received_at FROM ve
 """
 
 
-class Drain(NamedTuple):
-    """The daemon's turn; `middle` is the rate between a tenth and nine tenths of the backlog, `cpu` in seconds."""
-
-    messages: int
-    seconds: float
-    middle: float | None
-    cpu: dict[str, float]
-
-    @property
-    def rate(self) -> float:
-        return self.messages / self.seconds
-
-    def us(self, process: str) -> float:
-        """CPU microseconds a message."""
-        return self.cpu[process] / self.messages * 1e6
-
-
-class Copy(NamedTuple):
-    """The same rows as raw COPY; `cpu` of PostgreSQL in seconds."""
-
-    rows: int
-    seconds: float
-    cpu: float
-
-    @property
-    def rate(self) -> float:
-        return self.rows / self.seconds
-
-    @property
-    def us(self) -> float:
-        """CPU microseconds a row."""
-        return self.cpu / self.rows * 1e6
-
-
 class Round(NamedTuple):
-    drain: Drain
-    copy: Copy
+    """`middle` is the rate between a tenth and nine tenths of the backlog."""
+
+    drain: Side
+    middle: float | None
+    copy: Side
 
 
 def measure(rig: Rig, messages: int, fleet: Fleet, rounds: int) -> list[Round]:
     done = []
     for number in range(1, rounds + 1):
         with rig.turn() as turn:
-            drained = drain(turn, messages, fleet)
+            drained, middle = drain(turn, messages, fleet)
             copied = copy(turn, messages)
-        done.append(Round(drained, copied))
+        done.append(Round(drained, middle, copied))
         progress(f"round {number} of {rounds}: drained {drained.rate:,.0f}/s, raw COPY {copied.rate:,.0f}/s")
     return done
 
 
-def drain(turn: Turn, messages: int, fleet: Fleet) -> Drain:
+def drain(turn: Turn, messages: int, fleet: Fleet) -> tuple[Side, float | None]:
+    """How the backlog was drained, and at what rate between a tenth and nine tenths of it."""
     turn.daemon().stop()
     turn.load(messages, fleet).finish(patience_s=60 + messages / 1_000)
     progress(f"{messages:,} messages wait in the broker")
@@ -120,7 +93,7 @@ def drain(turn: Turn, messages: int, fleet: Fleet) -> Drain:
     books.check(messages)
     with psycopg.connect(turn.dsn) as connection:
         seconds = ended - float(connection.execute(FIRST).fetchone()[0])
-    return Drain(messages, seconds, middle_rate(samples, messages), cpu)
+    return Side(messages, seconds, cpu), middle_rate(samples, messages)
 
 
 def middle_rate(samples: list[Sample], messages: int) -> float | None:
@@ -129,7 +102,7 @@ def middle_rate(samples: list[Sample], messages: int) -> float | None:
     return (end.received - begin.received) / (end.at - begin.at) if end.at > begin.at else None
 
 
-def copy(turn: Turn, messages: int) -> Copy:
+def copy(turn: Turn, messages: int) -> Side:
     """Fills the history anew with what it holds."""
     with psycopg.connect(turn.dsn, autocommit=True) as connection:
         chunks = read_back(connection)
@@ -144,7 +117,7 @@ def copy(turn: Turn, messages: int) -> Copy:
         seconds, cpu = time.monotonic() - began, used()
     with Books(turn.dsn) as books:
         books.check(messages)  # as much is there as before, and the live tables were left alone
-    return Copy(messages, seconds, cpu["PostgreSQL"])
+    return Side(messages, seconds, cpu)
 
 
 def read_back(connection: psycopg.Connection) -> list[list[bytes]]:
@@ -174,32 +147,19 @@ def rows(
 
 def tables(rounds: list[Round]) -> list[Table]:
     drains, copies = [found.drain for found in rounds], [found.copy for found in rounds]
-    middles = [found.middle for found in drains if found.middle is not None]
-    whole = figures(drains[0].messages, drains)
-    rates = [
-        ("backlog drained", *whole, spread(middles).format("{:,.0f}") if len(middles) == len(drains) else NONE),
-        ("raw COPY of the same rows", *figures(copies[0].rows, copies), NONE),
-    ]
-    cpu = [
-        (
-            "backlog drained",
-            *(us(found.us(name) for found in drains) for name in ("daemon", "PostgreSQL", "Mosquitto")),
-        ),
-        ("raw COPY of the same rows", NONE, us(found.us for found in copies), NONE),
-    ]
+    middles = [found.middle for found in rounds if found.middle is not None]
+    middle = spread(middles).format("{:,.0f}") if len(middles) == len(rounds) else NONE
+    drained, copied = "backlog drained", "raw COPY of the same rows"
     return [
-        Table(("", "rows", "seconds", "rows/s", "rows/s, middle 80 %"), rates),
-        Table(("CPU, µs a row", "daemon", "PostgreSQL", "Mosquitto"), cpu),
+        Table(
+            ("", "rows", "seconds", "rows/s", "rows/s, middle 80 %"),
+            [(*rate_row(drained, drains), middle), (*rate_row(copied, copies), NONE)],
+        ),
+        Table(
+            ("CPU, µs a row", *PROCESSES),
+            [cpu_row(drained, drains, PROCESSES), cpu_row(copied, copies, PROCESSES)],
+        ),
     ]
-
-
-def figures(messages: int, sides: Sequence[Drain | Copy]) -> tuple[str, str, str]:
-    seconds, rate = spread(side.seconds for side in sides), spread(side.rate for side in sides)
-    return count(messages), seconds.format("{:.2f}"), rate.format("{:,.0f}")
-
-
-def us(values: Iterable[float]) -> str:
-    return spread(values).format("{:.1f}")
 
 
 def ratio(rounds: list[Round]) -> Spread:

@@ -10,15 +10,17 @@ import time
 from typing import NamedTuple
 
 from report import (
-    NONE,
     Conditions,
+    Side,
     Spread,
     Table,
     arguments,
     count,
+    cpu_row,
     parse,
     progress,
     publish,
+    rate_row,
     ratios,
     rounds_in_turn,
     spread,
@@ -28,22 +30,6 @@ from rig import SMALL, WINDOW, Fleet, Rig, Turn, add_load, find_mosquitto_sub, u
 AIM_RATIO = 0.9
 AIM_CPU_US = 8.0
 PROCESSES = ("daemon", "PostgreSQL", "Mosquitto", "simulator", "mosquitto_sub")
-
-
-class Side(NamedTuple):
-    """What one turn came to: how long it took, and CPU seconds of each process by name."""
-
-    messages: int
-    seconds: float
-    cpu: dict[str, float]
-
-    @property
-    def rate(self) -> float:
-        return self.messages / self.seconds
-
-    def us(self, process: str) -> float:
-        """CPU microseconds a message."""
-        return self.cpu[process] / self.messages * 1e6
 
 
 class Round(NamedTuple):
@@ -95,26 +81,10 @@ def to_mosquitto_sub(turn: Turn, messages: int, fleet: Fleet) -> Side:
 
 def tables(rounds: list[Round]) -> list[Table]:
     sides = ("bridge, committed", [r.bridge for r in rounds]), ("mosquitto_sub alone", [r.alone for r in rounds])
-    rates = [
-        (name, count(done[0].messages), spread(side.seconds for side in done).format("{:.2f}"), rate(done))
-        for name, done in sides
-    ]
-    cpu = [
-        (name, *(cpu_us(done, process) if process in done[0].cpu else NONE for process in PROCESSES))
-        for name, done in sides
-    ]
     return [
-        Table(("side", "messages", "seconds", "messages/s"), rates),
-        Table(("CPU, µs a message", *PROCESSES), cpu),
+        Table(("side", "messages", "seconds", "messages/s"), [rate_row(name, done) for name, done in sides]),
+        Table(("CPU, µs a message", *PROCESSES), [cpu_row(name, done, PROCESSES) for name, done in sides]),
     ]
-
-
-def rate(sides: list[Side]) -> str:
-    return spread(side.rate for side in sides).format("{:,.0f}")
-
-
-def cpu_us(sides: list[Side], process: str) -> str:
-    return spread(side.us(process) for side in sides).format("{:.1f}")
 
 
 def ratio(rounds: list[Round]) -> Spread:

@@ -51,6 +51,22 @@ class Spread(NamedTuple):
         return middle if low == high else f"{middle} ({low}–{high})"  # noqa: RUF001 - a range
 
 
+class Side(NamedTuple):
+    """What one turn came to: so many messages (or rows) in so long, and CPU seconds of each process by name."""
+
+    messages: int
+    seconds: float
+    cpu: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        return self.messages / self.seconds
+
+    def us(self, process: str) -> float:
+        """CPU microseconds a message."""
+        return self.cpu[process] / self.messages * 1e6
+
+
 class Conditions(NamedTuple):
     """Under which a bench ran. Made when it starts, since the load average is that of the time before it."""
 
@@ -94,6 +110,20 @@ def spread(values: Iterable[float]) -> Spread:
 def ratios(rounds: Iterable[T], over: Callable[[T], float], under: Callable[[T], float]) -> Spread:
     """The ratio within each round, and only then the median: what slows a whole round down does not count."""
     return spread(over(found) / under(found) for found in rounds)
+
+
+def rate_row(name: str, sides: Sequence[Side]) -> tuple[str, str, str, str]:
+    """What one side came to in all rounds: its messages, seconds, and messages a second."""
+    seconds, rate = spread(side.seconds for side in sides), spread(side.rate for side in sides)
+    return name, count(sides[0].messages), seconds.format("{:.2f}"), rate.format("{:,.0f}")
+
+
+def cpu_row(name: str, sides: Sequence[Side], processes: Sequence[str]) -> tuple[str, ...]:
+    """CPU microseconds a message of one side in all rounds, by process; a dash for those it does without."""
+    return name, *(
+        spread(side.us(process) for side in sides).format("{:.1f}") if process in sides[0].cpu else NONE
+        for process in processes
+    )
 
 
 def rounds_in_turn(number: int) -> str:

@@ -11,6 +11,7 @@ history   the whole transaction of the store with a minute of history and with a
 import argparse
 import gc
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +23,8 @@ from typing import NamedTuple
 import psycopg
 import report
 import uvloop
-from analytics import SETTINGS
 from decode import FORMS, Spent, recent, spend
+from rig import SETTINGS, memory
 from store import DAY, MINUTE, Batches, Cost, StoreSide, Stream, Variant, add_warm_up, create_database, populate
 
 from bridge import logs
@@ -51,15 +52,9 @@ def serve(devices: int, messages: int) -> Daemon:
     uvloop.run(spend(recent(100, 10_000), FORMS["mixed"], 10_000))  # what any fleet needs
     stream = recent(devices, messages)
     gc.collect()
-    before = resident()
+    before = memory(os.getpid(), "VmRSS")
     spent = uvloop.run(spend(stream, FORMS["mixed"], messages))
-    return Daemon(spent, resident() - before)
-
-
-def resident() -> int:
-    """Memory of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    return Daemon(spent, memory(os.getpid(), "VmRSS") - before)
 
 
 def measure_daemon(sizes: Sequence[int], messages: int, rounds: int) -> dict[int, list[Daemon]]:

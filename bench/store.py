@@ -21,9 +21,10 @@ import numpy as np
 import psycopg
 import report
 import uvloop
-from analytics import SETTINGS, TRAVEL_US, Target, cpu_seconds
+from analytics import TRAVEL_US, Target
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
+from rig import SETTINGS, cpu_seconds
 
 from bridge import logs
 from bridge.batch import Batch

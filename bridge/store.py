@@ -10,13 +10,14 @@ from datetime import timedelta
 from functools import cache
 from importlib.resources import files
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 import structlog
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
 
 from bridge.batch import Batch, DeadLetter
 from bridge.config import Database
@@ -336,13 +337,13 @@ async def _store_readings(
         doubtful = [reading for reading in in_order if reading.device_id in doubtful_devices]
     if certain:
         same = certain is in_order and newest is oldest
-        copied = await _copy(cursor, kind, "history", rows if same else copy_rows(certain))
+        copied = await _copy(cursor, kind, f"{kind}_history", rows if same else copy_rows(certain))
 
     stored, differing = await _store_doubtful(cursor, kind, doubtful) if doubtful else _Stored(0, {})
     # The staging table is also where the live rows get the newest readings from, and the marks the late ones.
     besides = [r for r in certain if r.ts < late_before or oldest[r.device_id] is not r is newest[r.device_id]]
     if besides:
-        await _copy(cursor, kind, "staged", copy_rows(besides))
+        await _copy(cursor, kind, f"staged_{kind}", copy_rows(besides))
     if doubtful or besides:
         await cursor.execute(_sql(f"upsert_{kind}_live"))
     return _Stored(copied + stored, differing)
@@ -350,7 +351,7 @@ async def _store_readings(
 
 async def _store_doubtful(cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, readings: list[Reading]) -> _Stored:
     """Readings that history may know."""
-    await _copy(cursor, kind, "staged", copy_rows(readings))
+    await _copy(cursor, kind, f"staged_{kind}", copy_rows(readings))
     await cursor.execute(_sql(f"insert_{kind}_history"))
     stored = cursor.rowcount
     return _Stored(stored, await _find_conflicts(cursor, kind) if stored < len(readings) else {})
@@ -364,7 +365,7 @@ async def _claim(
     `rows` are these readings for COPY, in the order of the key; `met` are devices that had a live row before.
     From here on the live rows are ours until the commit: another writer of these devices waits here and nowhere else.
     """
-    await _copy(cursor, kind, "claimed", rows)
+    await _copy(cursor, kind, f"claimed_{kind}", rows)
     if not met.issuperset(device_ids):
         await cursor.execute(_sql(f"claim_new_{kind}s"))
         if len(met) > MOST_MET:
@@ -376,11 +377,9 @@ async def _claim(
     return set(as_new or ()) if touched == len(device_ids) else device_ids
 
 
-async def _copy(
-    cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, table: Literal["history", "claimed", "staged"], rows: bytes
-) -> int:
+async def _copy(cursor: AsyncCursor[tuple[Any, ...]], kind: Kind, table: str, rows: bytes) -> int:
     """Copies rows into a table; returns how many it took: a trigger may skip some."""
-    async with cursor.copy(_sql(f"copy_{kind}_{table}")) as copy:
+    async with cursor.copy(_COPY[kind].format(Identifier(table))) as copy:
         await copy.write(rows)
     return cursor.rowcount
 
@@ -501,3 +500,13 @@ def _vehicle_packer(device: int, meter: int) -> Callable[..., bytes]:
 def _sql(name: str) -> str:
     """A statement of the hot path, from sql/ingest."""
     return files("bridge").joinpath("sql", "ingest", f"{name}.sql").read_text(encoding="utf-8")
+
+
+# The columns of copy_rows, by name: a later schema may have more.
+_COPY = {
+    Kind.METER: SQL("COPY {} (meter_id, ts, kwh_ac, voltage, received_at, ts_from_arrival) FROM STDIN (FORMAT BINARY)"),
+    Kind.VEHICLE: SQL(
+        "COPY {} (vehicle_id, ts, kwh_dc, soc, battery_temp, meter_id, received_at, ts_from_arrival) "
+        "FROM STDIN (FORMAT BINARY)"
+    ),
+}

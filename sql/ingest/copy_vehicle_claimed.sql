@@ -1,3 +1,0 @@
--- The oldest reading of each vehicle in a batch.
-COPY claimed_vehicle (vehicle_id, ts, kwh_dc, soc, battery_temp, meter_id, received_at, ts_from_arrival)
-FROM STDIN (FORMAT BINARY)
