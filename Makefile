@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--custom-compile-command "make lock" --extra demo --extra verify
+	--custom-compile-command "make lock"
 
 .PHONY: help demo test check drill bench lock clean
 
@@ -48,9 +48,11 @@ bench:
 lock:
 	@$(PYTHON) bootstrap.py dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOCK) --upgrade --output-file requirements/demo.txt pyproject.toml requirements/build.in
-	$(LOCK) --upgrade --group dev --constraint requirements/demo.txt --output-file requirements/dev.txt \
-		pyproject.toml requirements/build.in
+	$(LOCK) --upgrade --extra demo --extra verify --output-file requirements/demo.txt pyproject.toml requirements/build.in
+	$(LOCK) --upgrade --extra demo --extra verify --group dev --constraint requirements/demo.txt \
+		--output-file requirements/dev.txt pyproject.toml requirements/build.in
+	$(LOCK) --constraint requirements/demo.txt --output-file requirements/run.txt pyproject.toml
+	$(LOCK) --constraint requirements/demo.txt --output-file requirements/build.txt requirements/build.in
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

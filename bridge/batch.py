@@ -83,9 +83,13 @@ class Batch:
     @property
     def position(self) -> int | None:
         """Where in time it is: the median of the devices' own timestamps, else of all; None without readings."""
-        readings: list[Reading] = [*self.meters.values(), *self.vehicles.values()]
-        times = [reading.ts for reading in readings if not reading.ts_from_arrival] or [r.ts for r in readings]
+        times = self.times() or [ts for _, ts in chain(self.meters, self.vehicles)]
         return median_low(times) if times else None
+
+    def times(self, every: int = 1) -> list[int]:
+        """The timestamps that the devices gave their readings, ascending; of each so many readings one."""
+        readings: list[Reading] = [*self.meters.values(), *self.vehicles.values()]
+        return sorted(reading.ts for reading in readings[::every] if not reading.ts_from_arrival)
 
     def add_reading(self, reading: Reading) -> None:
         """Takes a reading; the first one of a (device, ts) stays, another one with other values is its rival."""

@@ -171,7 +171,8 @@ class Health(_Section):
         60, description="nothing committed for so long, although something is held, is a standstill"
     )
     listen: str | None = Field(
-        None, description="address and port of /livez and /readyz over HTTP, such as 127.0.0.1:9464; empty: none"
+        None,
+        description="address and port of /livez, /readyz and /metrics, such as 127.0.0.1:9464; empty: none",
     )
 
     @field_validator("listen")

@@ -14,6 +14,7 @@ from bridge.config import Config
 from bridge.errors import BrokerRefusedError, ExitCode
 from bridge.health import Watchdog
 from bridge.maintenance import Maintenance, Stream
+from bridge.metrics import Metrics
 from bridge.mqtt import Session
 from bridge.pipeline import Pipeline
 from bridge.store import Store
@@ -66,7 +67,8 @@ class Daemon:
         self._watchdog = Watchdog(config.health.stalled_after_s)
         self._supervisor = Supervisor(os.environ)
         address = config.health.address()
-        self._web = Web(address, self._unready) if address else None
+        metrics = Metrics(config.mqtt, self._pipeline, self._session, self._maintenance, self._watchdog, self._unready)
+        self._web = Web(address, self._unready, metrics.page) if address else None
         self._busy = time.monotonic()
         self._unaccounted = 0
         self._stop = asyncio.Event()

@@ -59,13 +59,19 @@ def first_day(there: float, here: float, history_days: int) -> int:
 
 
 class Maintenance:
-    """Rounds of maintenance, and patience with a database that cannot be worked with. `stream` says where it is."""
+    """Rounds of maintenance, and patience with a database that cannot be worked with. `stream` says where it is.
+
+    `rounds` came to their end so far, `failures` did not; `extent` is how far the rollups were (None: not asked yet).
+    """
 
     def __init__(self, database: config.Database, settings: config.Maintenance, stream: Callable[[], Stream]) -> None:
         self._database = database
         self._settings = settings
         self._stream = stream
         self._connection: Connection | None = None
+        self.rounds = 0
+        self.failures = 0
+        self.extent: Extent | None = None
 
     async def run(self) -> None:
         """Goes round until cancelled. No error ends it, and none reaches the data path."""
@@ -73,10 +79,12 @@ class Maintenance:
         while True:
             try:
                 behind = await self._round()
+                self.rounds += 1
                 backoff.reset()
                 # Behind means days of history, as after an update: then the next round is due at once.
                 await asyncio.sleep(0 if behind else self._settings.every_s)
             except Exception as error:  # noqa: BLE001 - whatever it is, the daemon goes on
+                self.failures += 1
                 await self.close()
                 delay = backoff.next()
                 (log.warning if passes(error) else log.error)(
@@ -101,6 +109,7 @@ class Maintenance:
         """
         connection = await self._connected()
         known = await rollups.state(connection)
+        self.extent = known.extent
         today = int(known.now // DAY)
         for history in ("meter_history", "vehicle_history"):
             ahead = range(today, today + self._settings.partitions_ahead_days + 1)
@@ -138,6 +147,7 @@ class Maintenance:
             if done is None:
                 return False  # another daemon is at it
             extent, seconds, steps = done, time.monotonic() - began, steps + 1
+            self.extent = extent
             if extent.complete and extent.marks < WORTH_A_STEP:
                 break
         far = extent.complete_until - before.complete_until > FAR

@@ -40,6 +40,8 @@ class Session:
     `telemetry` and `statuses` are topic filters; `own_status` is where our online and offline are retained. `lost` is
     told of a connection that ended: what it delivered and we did not acknowledge comes again. Raises ConfigError
     where the TLS files are of no use.
+
+    `connections` were accepted and subscribed so far; at `sessions_lost` of them the broker had forgotten the session.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Session:
         self._stopping = False
         self._reason = ""
         self._had_session = False
+        self.connections = 0
+        self.sessions_lost = 0
 
     @property
     def connected(self) -> bool:
@@ -75,12 +79,17 @@ class Session:
         return self._connection is not None and self._connection.granted and not self._connection.closed.done()
 
     @property
+    def paused(self) -> bool:
+        """Whether we do not read from the broker for now, because as much is held as is allowed."""
+        return self._connection is not None and self._connection.paused and not self._connection.closed.done()
+
+    @property
     def trouble(self) -> str:
         """What is wrong with the broker, in words; empty while we are connected and subscribed."""
         broker = f"the broker {self._config.host}:{self._config.port}"
         if self.connected:
             return ""
-        if self._connection and self._connection.paused and not self._connection.closed.done():
+        if self.paused:
             return f"the answer of {broker} is not read yet: as much is held as is allowed"
         return f"not connected to {broker}" + (f": {self._reason}" if self._reason else "")
 
@@ -192,7 +201,9 @@ class Session:
     def _greet(self, connection: Connection) -> None:
         connection.send(_retained(self._own_status, ONLINE))
         welcome = connection.connected.result()
+        self.connections += 1
         if self._had_session and not welcome.session_present:
+            self.sessions_lost += 1
             log.warning("mqtt.session_lost", meaning="the broker forgot our session, and what it kept for us meanwhile")
         self._had_session = True
         granted_s = welcome.session_expiry_interval

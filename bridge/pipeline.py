@@ -7,7 +7,7 @@ transaction that decided about it has committed.
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +19,7 @@ from bridge.batch import Batch
 from bridge.config import BatchLimits
 from bridge.errors import Rejection
 from bridge.health import Standing
+from bridge.histogram import Histogram
 from bridge.messages import SECOND, Limits, decode_status, decode_telemetry, decode_usual
 from bridge.store import RefusedError, RetryError, Totals
 from bridge.topics import Channel, Topics
@@ -29,6 +30,13 @@ log = structlog.get_logger()
 USUAL_TYPES = (None, "application/json")
 # When told to stop, the database is asked this often: the deadline runs.
 DRAINING_DELAY_S = 0.5
+# The upper ends of what is counted in histograms.
+BATCH_READINGS = (1, 10, 100, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
+COMMIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+# Up to a day: backlog is old when it comes.
+PUBLISH_TO_COMMIT_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3_600, 21_600, 86_400)
+# About so many readings of a batch are looked at for that.
+SAMPLE = 500
 
 
 class Publication(Protocol):
@@ -105,8 +113,11 @@ class Progress:
     `taken` are the readings and status messages that came in, `given_back` those of them that were dropped without an
     acknowledgement, `opened` the counters as the database had them at first (None: it has not answered yet).
 
-    `newest` is the batch with readings that was committed last, and `moved` when that was, by time.monotonic: a lost
-    connection, and the start, count as a move.
+    `newest` is the batch with readings that was committed last, at `committed_at` (seconds since 1970, None: none yet),
+    and `moved` when that was, by time.monotonic: a lost connection, and the start, count as a move.
+
+    `refused` readings the database did not take, `retries` are its answers that made us try again, by whether they were
+    to be expected.
     """
 
     deliveries: int = 0
@@ -115,8 +126,14 @@ class Progress:
     given_back: int = 0
     opened: Totals | None = None
     totals: Totals = field(default_factory=Totals)
+    refused: int = 0
+    retries: Counter[bool] = field(default_factory=Counter)
     slowest_commit_ms: float = 0.0
+    batch_readings: Histogram = field(default_factory=lambda: Histogram(*BATCH_READINGS))
+    commit_s: Histogram = field(default_factory=lambda: Histogram(*COMMIT_S))
+    publish_to_commit_s: Histogram = field(default_factory=lambda: Histogram(*PUBLISH_TO_COMMIT_S))
     newest: Batch | None = None
+    committed_at: float | None = None
     moved: float = field(default_factory=time.monotonic)
 
     @property
@@ -183,6 +200,11 @@ class Pipeline:
         progress = self.progress
         return progress.taken - progress.given_back - self._held - progress.committed
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the database's last answer was a failure, or it has not answered yet."""
+        return self.progress.opened is None or (self._writing is not None and self._failure != "")
+
     def standing(self) -> Standing:
         """Where it is now."""
         now = time.monotonic()
@@ -235,9 +257,10 @@ class Pipeline:
             refused = await self._commit(load, load.batch)
             self._writing = None
             if refused:
+                self.progress.refused += refused
                 log.warning("readings.refused", readings=refused, reason=self._refusal)
             self._acknowledge(load)
-            self._note(load, (time.monotonic() - began) * 1_000)
+            self._note(load, time.monotonic() - began)
 
     def drain(self) -> None:
         """Lets `run` end as soon as everything received is committed and acknowledged."""
@@ -372,6 +395,7 @@ class Pipeline:
                 return await attempt()
             except RetryError as error:
                 self._failure = str(error)
+                self.progress.retries[error.expected] += 1
                 delay = min(backoff.next(), DRAINING_DELAY_S) if self._draining else backoff.next()
                 (log.warning if error.expected else log.error)(
                     "database.waiting",
@@ -396,11 +420,18 @@ class Pipeline:
         for source, packet_ids in load.owed:
             source.acknowledge(packet_ids)
 
-    def _note(self, load: Load, commit_ms: float) -> None:
+    def _note(self, load: Load, commit_s: float) -> None:
         self._release(load)
-        progress = self.progress
+        progress, batch = self.progress, load.batch
         progress.batches += 1
-        progress.slowest_commit_ms = max(progress.slowest_commit_ms, commit_ms)
-        if load.batch.meters or load.batch.vehicles:
-            progress.newest = load.batch
+        progress.slowest_commit_ms = max(progress.slowest_commit_ms, commit_s * 1_000)
+        progress.commit_s.observe(commit_s)
+        progress.batch_readings.observe(batch.taken)
+        if batch.meters or batch.vehicles:
+            progress.newest = batch
             progress.moved = time.monotonic()
+            progress.committed_at = self._clock()
+            # Of a large batch some stand for all: to look at each would be a twentieth of all the CPU time.
+            every = 1 + batch.taken // SAMPLE
+            now = round(progress.committed_at * SECOND)
+            progress.publish_to_commit_s.observe_since(batch.times(every), now, SECOND, weight=every)

@@ -1,11 +1,11 @@
-"""The HTTP server for those who look after us: /livez and /readyz. What they say is decided elsewhere."""
+"""The HTTP server for those who look after us: /livez, /readyz, /metrics. What they say is decided elsewhere."""
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import structlog
 import uvicorn
@@ -17,6 +17,7 @@ log = structlog.get_logger()
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+PATHS = ("/livez", "/readyz", "/metrics")
 # Beyond these the oldest connection is closed: descriptors belong to the data path.
 MOST_CONNECTIONS = 64
 # A connection that has not sent the head of a request within this time is closed.
@@ -24,13 +25,20 @@ REQUEST_S = 5.0
 
 
 class Web:
-    """Answers on `address` from its construction on; `unready` says why the bridge is not ready, empty: it is.
+    """Answers on `address` from its construction on.
 
+    `unready` says why the bridge is not ready, empty: it is. `metrics` is asked with the Accept header of the request.
     Raises WattbridgeError where it cannot listen there.
     """
 
-    def __init__(self, address: tuple[str, int], unready: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        unready: Callable[[], Sequence[str]],
+        metrics: Callable[[str], tuple[bytes, str]],
+    ) -> None:
         self._unready = unready
+        self._metrics = metrics
         self._socket = _listen(*address)
         self._server = _Server(
             uvicorn.Config(
@@ -61,29 +69,44 @@ class Web:
         self._server.should_exit = True
 
     async def _answer(self, scope: Mapping[str, Any], _receive: object, send: Send) -> None:
-        status, text = self._page(scope["method"], scope["path"])
-        body = f"{text}\n".encode()
+        status, body, content_type = self._page(scope)
         headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-type", content_type.encode()),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
         ]
         await send({"type": "http.response.start", "status": int(status), "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _page(self, method: str, path: str) -> tuple[HTTPStatus, str]:
-        if path not in ("/livez", "/readyz"):
-            return HTTPStatus.NOT_FOUND, "there are /livez and /readyz"
-        if method not in ("GET", "HEAD"):
-            return HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD"
-        if path == "/livez":
-            return HTTPStatus.OK, "alive"
+    def _page(self, scope: Mapping[str, Any]) -> "Page":
+        path = scope["path"]
+        if path not in PATHS:
+            return _said(HTTPStatus.NOT_FOUND, f"there are {', '.join(PATHS)}")
+        if scope["method"] not in ("GET", "HEAD"):
+            return _said(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")
         try:
-            reasons = self._unready()
+            if path == "/metrics":
+                accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+                return Page(HTTPStatus.OK, *self._metrics(accept.decode("latin-1")))
+            reasons = self._unready() if path == "/readyz" else ()
         except Exception:
             log.exception("http.failed", path=path)
-            return HTTPStatus.INTERNAL_SERVER_ERROR, "the log says what failed"
-        return (HTTPStatus.SERVICE_UNAVAILABLE, "\n".join(reasons)) if reasons else (HTTPStatus.OK, "ready")
+            return _said(HTTPStatus.INTERNAL_SERVER_ERROR, "the log says what failed")
+        if reasons:
+            return _said(HTTPStatus.SERVICE_UNAVAILABLE, "\n".join(reasons))
+        return _said(HTTPStatus.OK, "ready" if path == "/readyz" else "alive")
+
+
+class Page(NamedTuple):
+    """An answer."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str
+
+
+def _said(status: HTTPStatus, text: str) -> Page:
+    return Page(status, f"{text}\n".encode(), "text/plain; charset=utf-8")
 
 
 class _Server(uvicorn.Server):
