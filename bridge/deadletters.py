@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import psycopg
+import structlog
 from psycopg import sql
 from psycopg.rows import class_row
 
@@ -14,6 +15,8 @@ from bridge.errors import Reason, Rejection, WattbridgeError
 from bridge.messages import EPOCH, SECOND, decode_status, decode_telemetry
 from bridge.store import RefusedError, RetryError, Store, conninfo
 from bridge.topics import Channel
+
+log = structlog.get_logger()
 
 # Under this name the counters say what replays did.
 INSTANCE = "dead-letters replay"
@@ -157,6 +160,10 @@ def _add(batch: Batch, letter: Letter, config: Config) -> None:
                 if not isinstance(item, Rejection):
                     batch.add_reading(item)
     except Rejection:
+        return
+    except Exception:
+        # A mistake of ours: the others can still be replayed.
+        log.exception("message.unexpected", topic=letter.topic, digest=letter.digest.hex())
         return
     batch.replayed.append(Key(letter.device_id, letter.digest))
 

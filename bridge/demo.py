@@ -27,7 +27,7 @@ from bridge import demo_view
 from bridge.demo_figures import REPORT_S, Analyst, Figures, sql
 from bridge.errors import ExitCode, WattbridgeError
 from bridge.migrate import migrate
-from bridge.services import EmbeddedPostgres, LeashedProcess, PrivateMosquitto, ServiceError
+from bridge.services import EmbeddedPostgres, LeashedProcess, PrivateMosquitto, ServiceError, free_port
 
 # One of our own commands, from a checkout as well as from an installed wheel.
 WATTBRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]
@@ -88,6 +88,7 @@ class Demo:
         self._elapsed = 0.0
         self._problem: str | None = None
         self._log = ""
+        self._health = ""
 
     def run(self) -> ExitCode:
         """Start, watch, stop, reconcile."""
@@ -110,12 +111,14 @@ class Demo:
         directory = self._ledger.parent
         directory.mkdir(mode=0o700)
         with self._step("Bridge") as done:
+            self._health = f"127.0.0.1:{free_port()}"
             environment = {
                 "WATTBRIDGE_DATABASE__DSN": self._postgres.dsn,
                 "WATTBRIDGE_MQTT__HOST": self._mosquitto.host,
                 "WATTBRIDGE_MQTT__PORT": str(self._mosquitto.port),
                 "WATTBRIDGE_LOG__FORMAT": "json",
                 "WATTBRIDGE_LOG__REPORT_EVERY_S": str(REPORT_S),
+                "WATTBRIDGE_HEALTH__LISTEN": self._health,
             }
             self._daemon = held.enter_context(Child("bridge", ["run"], directory, environment))
             self._await_subscription(self._daemon)
@@ -160,6 +163,7 @@ class Demo:
         if shutil.which("mosquitto_sub"):
             where = f"-h {self._mosquitto.host} -p {self._mosquitto.port}"
             commands.append(f"mosquitto_sub {where} -v -t 'energy/v1/meter/MTR-000001/#'")
+        commands.append(f"curl http://{self._health}/metrics")
         for command in commands:
             self._console.print(command, style="cyan", markup=False, soft_wrap=True)
         self._console.print()

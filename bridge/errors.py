@@ -50,6 +50,7 @@ class Reason(StrEnum):
     INVALID_STATUS = "invalid_status"
     CONFLICT = "conflict"
     REFUSED_BY_DATABASE = "refused_by_database"
+    UNEXPECTED = "unexpected"
 
 
 class Rejection(Exception):  # noqa: N818 - a verdict on a message, not an error of ours

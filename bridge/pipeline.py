@@ -17,10 +17,10 @@ import structlog
 from bridge.backoff import Backoff
 from bridge.batch import Batch
 from bridge.config import BatchLimits
-from bridge.errors import Rejection
+from bridge.errors import Reason, Rejection
 from bridge.health import Standing
 from bridge.histogram import Histogram
-from bridge.messages import SECOND, Limits, decode_status, decode_telemetry, decode_usual
+from bridge.messages import SECOND, Limits, decode_status, decode_telemetry, decode_usual, printable
 from bridge.store import RefusedError, RetryError, Totals
 from bridge.topics import Channel, Topics
 
@@ -321,6 +321,12 @@ class Pipeline:
             items = decode_telemetry(kind, device_id, payload, content_type, arrival, self._limits)
         except Rejection as rejection:
             batch.add_rejection(rejection, device_id, topic, payload, content_type, arrival)
+            return 1
+        except Exception as error:
+            # A mistake of ours. Without a verdict the broker would deliver it again and again, and nothing behind it.
+            log.exception("message.unexpected", topic=printable(topic), payload_bytes=len(payload))
+            verdict = Rejection(Reason.UNEXPECTED, printable(f"a mistake of the bridge: {error!r}"))
+            batch.add_rejection(verdict, device_id, topic, payload, content_type, arrival)
             return 1
         for item in items:
             if isinstance(item, Rejection):

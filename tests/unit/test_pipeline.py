@@ -10,12 +10,13 @@ from uuid import UUID
 
 import pytest
 
+from bridge import pipeline as pipeline_module
 from bridge.batch import Batch
 from bridge.config import BatchLimits
 from bridge.messages import DAY, SECOND, Limits
 from bridge.pipeline import Pipeline
 from bridge.store import RefusedError, RetryError, Totals
-from bridge.topics import Topics
+from bridge.topics import Kind, Topics
 
 TOPICS = Topics("energy/v1/{kind}/{device_id}/telemetry", "energy/v1/{kind}/{device_id}/status")
 START_S = 1_770_734_845.25
@@ -200,6 +201,30 @@ async def test_readings_arrays_statuses_and_garbage_are_all_in_the_books(ledger:
     assert (ledger.totals.received, ledger.totals.presence) == (1_010, 51)
     assert (pipeline.progress.committed, pipeline.progress.given_back) == (11, 0)
     assert wire.acknowledged == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mistake", [TypeError("a mistake"), RecursionError(), KeyError("\ud800\0")])
+async def test_a_mistake_of_ours_over_a_message_makes_it_a_dead_letter_and_nothing_stands_still(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, mistake: Exception
+) -> None:
+    decode = pipeline_module.decode_telemetry
+
+    def stumble(kind: Kind, device_id: str, *rest: Any) -> Any:
+        if device_id == "M2":
+            raise mistake
+        return decode(kind, device_id, *rest)
+
+    monkeypatch.setattr(pipeline_module, "decode_usual", lambda *_: None)
+    monkeypatch.setattr(pipeline_module, "decode_telemetry", stumble)
+    wire = Wire()
+    async with running(ledger) as pipeline:
+        pipeline.receive(wire, list(readings(1, 3)))
+    (letter,) = [letter for batch in ledger.batches for letter in batch.dead_letters]
+    assert (letter.device_id, letter.reason, letter.payload) == ("M2", "unexpected", reading("M2").payload)
+    assert type(mistake).__name__ in letter.detail
+    assert letter.detail.isprintable()
+    assert ledger.stored == ["M1", "M3"]
+    assert wire.acknowledged == [1, 2, 3]
 
 
 async def test_what_was_counted_before_the_start_is_not_ours(ledger: Ledger) -> None:
