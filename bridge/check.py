@@ -18,7 +18,6 @@ FUNCTIONS_NEEDED = (
     "ensure_history_partitions(regclass, date[])",
     "rollup_advance(timestamptz)",
     "rollup_refresh(interval, integer)",
-    "drop_history_before(date)",
 )
 ALSO_NEEDED = {"TEMP on the database": "SELECT has_database_privilege(current_database(), 'TEMP')"} | {
     f"EXECUTE on {function.partition('(')[0]}": f"SELECT has_function_privilege('{function}', 'EXECUTE')"
@@ -62,11 +61,16 @@ def _database(config: Config) -> Iterator[Finding]:
             info = connection.info
             place = f"{info.user} at {info.host}:{info.port}/{info.dbname}, server {_version(info.server_version)}"
             yield Finding("PostgreSQL", True, place)
+            if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
+                said = "read-only, as a standby is: name all servers and target_session_attrs=read-write in the DSN"
+                yield Finding("PostgreSQL", False, said)
             encoding = info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 yield Finding("encoding", False, f"{encoding}: make another database with ENCODING 'UTF8'")
             yield from _clock(connection)
             yield from _schema(connection)
+            if config.maintenance.history_days is not None:
+                yield from _retention(connection)
     except psycopg.errors.InsufficientPrivilege:
         yield Finding(
             "privileges", False, f"{info.user} may not read the schema: GRANT wattbridge_writer TO {info.user}"
@@ -102,6 +106,16 @@ def _schema(connection: psycopg.Connection) -> Iterator[Finding]:
         f"lacking {', '.join(lacking)}: GRANT wattbridge_writer TO {connection.info.user}" if lacking else "as needed"
     )
     yield Finding("privileges", not lacking, said)
+
+
+def _retention(connection: psycopg.Connection) -> Iterator[Finding]:
+    may = connection.execute("SELECT has_function_privilege('drop_history_before(date)', 'EXECUTE')").fetchone()
+    said = (
+        "the role may drop old history"
+        if may == (True,)
+        else f"the role may not drop history: GRANT wattbridge_retention TO {connection.info.user}"
+    )
+    yield Finding("retention", may == (True,), said)
 
 
 def _version(number: int) -> str:

@@ -446,13 +446,18 @@ def conninfo(config: Database) -> str:
 
     Raises ConfigError where the DSN is not one.
     """
+    dsn = config.dsn.get_secret_value()
     try:
-        given = {key: str(value) for key, value in conninfo_to_dict(config.dsn.get_secret_value()).items()}
+        given = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
     except psycopg.ProgrammingError:
         # What libpq says about it quotes the DSN, and so perhaps the password.
         raise ConfigError(
             "database.dsn (masked) is neither postgresql://user:password@host:port/database nor key=value pairs"
         ) from None
+    # libpq takes the rest of such a password for the host or the database, and says its name when it cannot be found.
+    authority, _, path = dsn.partition("://")[2].partition("?")[0].partition("/")
+    if authority.count("@") > 1 or "@" in path:
+        raise ConfigError("database.dsn (masked): write @ as %40 and / as %2F within the password")
     password = config.password.get_secret_value()
     return make_conninfo(**KEEPALIVES | ({"password": password} if password else {}) | given)
 

@@ -1,4 +1,4 @@
--- Two group roles with least privilege; give them to login roles: GRANT wattbridge_writer TO bridge_login.
+-- Three group roles with least privilege; give them to login roles: GRANT wattbridge_writer TO bridge_login.
 -- Where the migrating role may not create roles, they are left out with a warning: have them created and migrate again.
 DO $$
 DECLARE
@@ -23,38 +23,49 @@ DECLARE
         'vehicle_totals(timestamptz, timestamptz)'
     ];
     writing regprocedure[] := ARRAY[
-        'drop_history_before(date)',
         'ensure_history_partitions(regclass, date[])',
         'rollup_advance(timestamptz)',
         'rollup_refresh(interval, integer)',
         'rollup_restart(timestamptz)'
     ];
+    -- Of trigger functions as well: whoever may execute one can hang it on a table of their own, with types and casts of
+    -- their own, which it would then use with the rights of the owner.
     inner_ones regprocedure[] := ARRAY[
+        'drop_history_before(date)',
         'charging_between(timestamptz, timestamptz)',
         'charging_of(text[], timestamptz[], timestamptz[])',
         'ensure_partition(regclass, text, timestamptz, timestamptz)',
         'ensure_rollup_partitions(timestamptz, timestamptz)',
         'fleet_runs(timestamptz, timestamptz)',
         'history_days(timestamptz)',
+        'mark_reassigned()',
         'marked(text, text)',
         'marked_vehicles(tstzrange)',
         'meter_quarters_between(timestamptz, timestamptz)',
         'meter_quarters_of(text[], timestamptz[], timestamptz[])',
         'new_devices(text, timestamptz)',
+        'restart_rollups()',
         'rolled_up(timestamptz, timestamptz)',
         'rollup_two_hours(timestamptz, timestamptz, text[])',
         'rollup_marks(integer, timestamptz, timestamptz)',
         'vehicle_quarters_between(timestamptz, timestamptz)',
         'vehicle_quarters_of(text[], timestamptz[], timestamptz[])',
-        'vehicle_runs(text, timestamptz, timestamptz)'
+        'vehicle_runs(text, timestamptz, timestamptz)',
+        'whole_quarter_hours(tstzrange)'
     ];
     routine regprocedure;
 BEGIN
     FOREACH routine IN ARRAY asking || writing || inner_ones LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', routine);
     END LOOP;
+    -- So it was in new databases before PostgreSQL 15. A function of theirs, with a closer match of types, would be called by
+    -- ours with the rights of the owner. Not revoked here: others may use the schema too.
+    IF has_schema_privilege('public', current_schema(), 'CREATE') THEN
+        RAISE WARNING 'everybody may create objects in schema %, and so act as its owner: REVOKE CREATE ON SCHEMA % FROM PUBLIC',
+            quote_ident(current_schema()), quote_ident(current_schema());
+    END IF;
 
-    FOREACH wanted IN ARRAY ARRAY['wattbridge_writer', 'wattbridge_reader'] LOOP
+    FOREACH wanted IN ARRAY ARRAY['wattbridge_writer', 'wattbridge_retention', 'wattbridge_reader'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = wanted);
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
@@ -70,6 +81,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_writer') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_writer', current_schema());
         GRANT SELECT, INSERT ON meter_history, vehicle_history TO wattbridge_writer;
+        -- As it once was.
+        REVOKE ALL ON FUNCTION drop_history_before(date) FROM wattbridge_writer;
         GRANT SELECT, INSERT, UPDATE ON meter_live, vehicle_live, device_presence, device_duplicate, ingest_counter TO wattbridge_writer;
         GRANT SELECT, INSERT, DELETE ON dead_letter TO wattbridge_writer;
         GRANT SELECT, INSERT, UPDATE, DELETE ON charger_assignment TO wattbridge_writer;
@@ -78,6 +91,12 @@ BEGIN
         FOREACH routine IN ARRAY writing LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO wattbridge_writer', routine);
         END LOOP;
+    END IF;
+
+    -- Apart from the writer: only a daemon with maintenance.history_days has to drop history.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_retention') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_retention', current_schema());
+        GRANT EXECUTE ON FUNCTION drop_history_before(date) TO wattbridge_retention;
     END IF;
 
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_reader') THEN

@@ -511,7 +511,8 @@ def test_the_writer_is_enough_for_maintenance(
     login = f"test_maintainer_{uuid.uuid4().hex[:8]}"
     old = now() - timedelta(days=9)
     ask(database, "SELECT ensure_history_partitions('vehicle_history', ARRAY[%s::date])", old)
-    ask(postgres_dsn_admin, f"CREATE ROLE {login} LOGIN PASSWORD 'test' IN ROLE wattbridge_writer")
+    ask(postgres_dsn_admin, f"CREATE ROLE {login} LOGIN PASSWORD 'test'")
+    ask(postgres_dsn_admin, f"GRANT wattbridge_writer, wattbridge_retention TO {login}")
     try:
         dsn = make_conninfo(database, user=login, password="test")
         settings = OFTEN | {"maintenance__history_days": 2, "limits__horizon_days": 1}

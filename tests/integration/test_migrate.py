@@ -14,7 +14,6 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from bridge.migrate import scripts
-from bridge.services import EmbeddedPostgres
 from tests.integration.harness import (
     PROGRAM,
     Address,
@@ -201,32 +200,6 @@ def test_the_reader_sees_the_views_alone(database: str, logins: dict[str, str]) 
                 ask(logins[login], f"SELECT * FROM {table}")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         ask(logins["reader"], "SELECT ensure_history_partitions('meter_history', ARRAY['2026-01-01'::date])")
-
-
-def test_an_ordinary_owner_can_migrate_and_run(broker: Address, topic_root: str, tmp_path: Path) -> None:
-    """On a server of its own: roles are the server's, and here they must not be there yet."""
-    with EmbeddedPostgres() as server:
-        ask(server.dsn, "CREATE ROLE plain LOGIN PASSWORD 'test' NOSUPERUSER NOCREATEROLE NOCREATEDB")
-        ask(server.dsn, "CREATE DATABASE plain OWNER plain")
-        dsn = make_conninfo(server.dsn, user="plain", password="test", dbname="plain")
-        reply = wattbridge("migrate", env=env(dsn, broker), cwd=tmp_path)
-        assert reply.code == 0, reply.err
-        assert "applied migrations/0001_schema.sql" in reply.out
-        assert "wattbridge_writer does not exist" in reply.out + reply.err
-        with (
-            Daemon(dsn, broker, topic_root, tmp_path) as daemon,
-            Publisher(broker, topic_root) as devices,
-        ):
-            devices.send("meter", "MTR-1", meter("MTR-1", now()))
-            wait_for_received(dsn, 1)
-            assert daemon.terminate() == 0
-        # Once somebody has made the roles, they get what they need.
-        ask(server.dsn, "CREATE ROLE wattbridge_writer")
-        ask(server.dsn, "CREATE ROLE wattbridge_reader")
-        reply = wattbridge("migrate", env=env(dsn, broker), cwd=tmp_path)
-        assert (reply.code, reply.err) == (0, "")
-        granted = "SELECT has_table_privilege('wattbridge_writer', 'meter_history', 'INSERT')"
-        assert ask(dsn, granted) == [(True,)]
 
 
 def test_daemons_that_want_the_same_days_in_another_order_do_not_block_each_other(database: str) -> None:
