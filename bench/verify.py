@@ -138,9 +138,10 @@ def roll_up(dsn: str) -> None:
 
 
 def verify(ledger: Path, dsn: str) -> None:
-    command = [Path(sys.executable).with_name("wattbridge"), "verify", ledger, "--dsn", dsn, "--json"]
+    command = [Path(sys.executable).with_name("wattbridge"), "verify", ledger, "--json"]
     began = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    env = os.environ | {"WATTBRIDGE_DATABASE__DSN": dsn}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
         said = process.stdout.read()
         peak = peak_rss_mb(process)
     print(f"wattbridge verify: {time.monotonic() - began:.1f} s, peak RSS {peak:,.0f} MB")

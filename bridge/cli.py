@@ -157,7 +157,11 @@ def verify(
     ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="The file that `simulate --ledger` wrote.")],
     dsn: Annotated[
         str | None,
-        typer.Option("--dsn", metavar="DSN", help="The database, instead of the configuration's database.dsn."),
+        typer.Option(
+            "--dsn",
+            metavar="DSN",
+            help="The database, instead of the configuration's; without a password, which `ps` would show.",
+        ),
     ] = None,
     wait: Annotated[
         float,
@@ -188,10 +192,13 @@ def verify(
     standard error says why; 2 wrong usage.
     """
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict
     from pydantic import SecretStr
     from rich.console import Console
 
     from bridge import store
+    from bridge.config import Database
+    from bridge.errors import ConfigError
 
     try:
         from bridge import verify as verification
@@ -200,8 +207,14 @@ def verify(
         if error.name != "numpy":
             raise
         raise WattbridgeError("verify needs numpy: pip install numpy") from None
-    config = load(config_file)
-    database = config.database.model_copy(update={"dsn": SecretStr(dsn)} if dsn is not None else {})
+    database = load(config_file).database
+    if dsn is not None:
+        if "password" in conninfo_to_dict(store.conninfo(Database(dsn=SecretStr(dsn)))):
+            raise ConfigError(
+                "--dsn holds a password, which everybody on this machine can see (ps): give it by PGPASSFILE or "
+                "database.password_file, or the whole DSN by WATTBRIDGE_DATABASE__DSN"
+            )
+        database = database.model_copy(update={"dsn": SecretStr(dsn)})
     options = verification.Options(wait, show, allow_other_devices)
     try:
         with Console(stderr=True).status("…") as status:

@@ -321,8 +321,9 @@ class Round:
 
     def verdict(self, *options: str, wait: str = "45s", patience_s: float = VERDICT_S) -> Outcome:
         """What `wattbridge verify` says, once nothing comes any more; a third of `wait` is how long that shows."""
-        arguments = ["verify", str(self.ledger), "--dsn", self.dsn, "--json", "--wait", wait, *options]
-        reply = wattbridge(*arguments, env=_env(), cwd=self.folder, patience_s=patience_s)
+        arguments = ["verify", str(self.ledger), "--json", "--wait", wait, *options]
+        env = _env() | {"WATTBRIDGE_DATABASE__DSN": self.dsn}
+        reply = wattbridge(*arguments, env=env, cwd=self.folder, patience_s=patience_s)
         if not reply.out:
             raise FailedError(f"verify came to nothing: {reply.err}")
         (self.folder / VERDICT).write_text(reply.out)

@@ -37,7 +37,9 @@ def simulate(daemon: Daemon, command: list[str], folder: Path) -> None:
 
 def verify(daemon: Daemon, dsn: str, ledger: Path) -> dict[str, Any]:
     """The verdict as a program reads it; the exit code must say the same."""
-    reply = wattbridge("verify", str(ledger), "--dsn", dsn, "--json", env=daemon.env, cwd=ledger.parent)
+    reply = wattbridge(
+        "verify", str(ledger), "--json", env=daemon.env | {"WATTBRIDGE_DATABASE__DSN": dsn}, cwd=ledger.parent
+    )
     assert reply.out, reply.err
     verdict: dict[str, Any] = json.loads(reply.out)
     assert (reply.code == 0) == verdict["match"], reply.err

@@ -224,7 +224,7 @@ def renumbered(entries: bytes, number: int) -> Iterator[bytes]:
 
 
 def test_the_writer_role_may_verify(full: str, verify: Verify) -> None:
-    assert verify("--dsn", f"{full} options='-c role=wattbridge_writer'").code == 0
+    assert verify(dsn=f"{full} options='-c role=wattbridge_writer'").code == 0
 
 
 # --- each corruption ---------------------------------------------------------------------------------------
@@ -775,6 +775,10 @@ def test_what_cannot_be_read_is_one_line(run: Run, postgres_dsn_admin: str, veri
     assert verify().code == 1
     assert verify("--wait", "soon").code == 2
     assert verify("--dsn", "hunter2@localhost").code == 2
+    shown = verify("--dsn", "host=127.0.0.1 port=1 password=hunter2")
+    assert shown.code == 2
+    assert "PGPASSFILE" in shown.err
+    assert "hunter2" not in shown.err
 
 
 def test_another_bridge_is_judged_through_views(full: str, verify: Verify) -> None:
@@ -793,14 +797,14 @@ def test_another_bridge_is_judged_through_views(full: str, verify: Verify) -> No
         "CREATE OR REPLACE VIEW other.meter_history AS SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_history"
     )
     other = f"{full} options='-c search_path=other'"
-    reply = verify("--dsn", other)
+    reply = verify(dsn=other)
     assert reply.code == 0, reply.out
     assert "counters" not in reply.out
     ask(full, f"{again} UNION ALL SELECT 'MTR-000001', NULL, NULL, NULL")
-    assert verify("--dsn", other, "--json").code == 1
+    assert verify("--json", dsn=other).code == 1
     one_again = "SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_history LIMIT 1"
     ask(full, f"{again} UNION ALL ({one_again})")
-    twice = verify("--dsn", other, "--json")
+    twice = verify("--json", dsn=other)
     assert checks(twice)["meter history"]["counts"] == {"surplus": 1}
 
 
@@ -838,7 +842,7 @@ SAME = [
 @pytest.mark.parametrize(("view", "query"), SAME)
 def test_another_bridge_may_have_other_types(full: str, other: str, verify: Verify, view: str, query: str) -> None:
     replace_view(full, view, query)
-    reply = verify("--dsn", other, "--json")
+    reply = verify("--json", dsn=other)
     wrong = checks(reply)
     if "real" in query:  # which has not the digits of every voltage
         assert {name: set(check["counts"]) for name, check in wrong.items()} == {"meter history": {"altered"}}
@@ -862,7 +866,7 @@ def test_what_cannot_be_compared_is_one_clear_line(
     full: str, other: str, verify: Verify, view: str, query: str, message: str
 ) -> None:
     replace_view(full, view, query)
-    reply = verify("--dsn", other)
+    reply = verify(dsn=other)
     assert (reply.code, reply.out, len(reply.err.splitlines())) == (1, "", 1)
     assert message in reply.err
 
@@ -872,7 +876,7 @@ def test_a_database_is_not_changed_by_looking(full: str, other: str, verify: Ver
     ask(full, "CREATE SEQUENCE other.looks")
     rows = "SELECT meter_id, ts, kwh_ac, voltage FROM public.meter_live"
     replace_view(full, "meter_live", f"{rows} WHERE nextval('other.looks') > 0")
-    reply = verify("--dsn", other)
+    reply = verify(dsn=other)
     assert reply.code == 1
     assert "read-only" in reply.err
 
@@ -951,7 +955,7 @@ def test_a_view_without_a_key_may_have_rows_twice(full: str, other: str, verify:
     replace_view(
         full, table, f"SELECT {row} FROM public.{table} UNION ALL SELECT {row} FROM public.{table} WHERE {where}"
     )
-    reply = verify("--dsn", other, "--json")
+    reply = verify("--json", dsn=other)
     assert checks(reply)[table.replace("_", " ")]["counts"] == {"surplus": 1}
     named(reply, "surplus", device, rfc3339(ts))
 
