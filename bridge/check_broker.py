@@ -218,6 +218,10 @@ def judge_outage(traffic: Traffic | Unseen, kept: Kept | Unseen, *, shared: bool
 
 def judge_dropped(server: dict[str, str] | Unseen) -> Finding:
     """Whether the broker has dropped messages already."""
+    if not isinstance(server, Unseen) and "mosquitto" in server.get(VERSION, "") and DROPPED not in server:
+        # Seen with 2.0.11, which publishes $SYS values when they change, and retains them for 60 s.
+        said = "it tells of none within the last minute (Mosquitto forgets the number a minute after it changed)"
+        return Finding("dropped", None, said)
     if isinstance(server, Unseen) or (dropped := _number(server.get(DROPPED))) is None:
         why = f" ({server.why})" if isinstance(server, Unseen) else ""
         return Finding("dropped", None, f"could not be observed: the broker does not tell us {DROPPED}{why}")

@@ -23,6 +23,8 @@ OFFLINE = b"offline"
 STABLE_S = 10.0
 # So many connections in a row that did not last are no accident.
 MOST_CUT_SHORT = 5
+# What the broker says in TLS to a certificate that is expired, revoked, missing, or from a CA that it does not trust.
+CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA")
 # Answers that may be different next time. Every other refusal needs a person. (The codec's codes do not hash.)
 PASSING = (
     mqtt5.ConnAckReasonCode.UNSPECIFIED_ERROR,
@@ -118,7 +120,7 @@ class Session:
                 reason = error
             if isinstance(reason, BrokerRefusedError):
                 raise reason
-            if isinstance(reason, ssl.SSLError) and "CERTIFICATE" in str(reason).upper():
+            if isinstance(reason, ssl.SSLError) and any(word in str(reason).upper() for word in CERTIFICATE_ALERTS):
                 raise BrokerRefusedError(f"the broker does not accept our certificate, see mqtt.tls: {reason}")
             if self._stopping:
                 return

@@ -82,6 +82,7 @@ def test_a_session_is_fine_where_it_is_kept_as_long_as_asked(
         ({DROPPED: "7"}, None, "7 messages since its start, of"),
         ({UPTIME: "7200 seconds"}, None, "could not be observed"),
         ({DROPPED: "many"}, None, "could not be observed"),
+        ({VERSION: "mosquitto version 2.0.11", UPTIME: "90 seconds"}, None, "tells of none within the last minute"),
         (Unseen("not authorized"), None, f"does not tell us {DROPPED} (not authorized)"),
     ],
 )  # fmt: skip
