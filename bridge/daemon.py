@@ -134,6 +134,7 @@ class Daemon:
         """Says when nothing moves any more, and when it does again; feeds systemd's watchdog as long as it does."""
         patience_s = self._supervisor.patience_s or self._config.health.stalled_after_s
         pace = min(LONGEST_LOOK_S, self._config.health.stalled_after_s / 4, patience_s / 2)
+        was_ready: bool | None = None
         while True:
             standing = self._pipeline.standing()
             stall = self._watchdog.look(standing, time.monotonic())
@@ -146,8 +147,10 @@ class Daemon:
                 )
             elif stall:
                 log.info("pipeline.moving", stood_s=round(stall.lasted_s, 1), outstanding=standing.outstanding)
-            if stall:
+            is_ready = not self._unready()
+            if stall or is_ready != was_ready:
                 self._supervisor.status(self._status())
+                was_ready = is_ready
             if not self._watchdog.stalls(standing):
                 self._supervisor.feed()
             await asyncio.sleep(pace)
