@@ -127,26 +127,48 @@ class Presence(NamedTuple):
 
 # Strict: no number in a string is taken, no boolean as a number. Unknown fields are ignored. The field names are the
 # accepted snake_case spellings, the aliases the contract's own. (Dictionaries and not models: half the time.)
+# docs/asyncapi.py makes the schemas of the contract from them.
 _CONFIG = ConfigDict(strict=True, validate_by_name=True, allow_inf_nan=False)
 _Energy = Annotated[float, Field(ge=0)]
+_Timestamp = Annotated[
+    Any,
+    Field(
+        description="When the interval ended: RFC 3339 with a zone, or epoch seconds or milliseconds. "
+        "Absent or null: the time of arrival."
+    ),
+]
 
 
 @with_config(_CONFIG)
-class _MeterPayload(TypedDict):
-    meter_id: NotRequired[Annotated[str | None, Field(alias="meterId")]]
-    kwh_consumed_ac: Annotated[_Energy, Field(alias="kwhConsumedAc")]
-    voltage: Annotated[float, Field(ge=0)]
-    timestamp: NotRequired[Any]
+class MeterPayload(TypedDict):
+    """What a meter says of one interval."""
+
+    meter_id: NotRequired[
+        Annotated[str | None, Field(alias="meterId", description="The meter itself, as in the topic.")]
+    ]
+    kwh_consumed_ac: Annotated[
+        _Energy, Field(alias="kwhConsumedAc", description="AC energy since the previous reading, kWh.")
+    ]
+    voltage: Annotated[float, Field(ge=0, description="Voltage, V.")]
+    timestamp: NotRequired[_Timestamp]
 
 
 @with_config(_CONFIG)
-class _VehiclePayload(TypedDict):
-    vehicle_id: NotRequired[Annotated[str | None, Field(alias="vehicleId")]]
-    soc: Annotated[float, Field(ge=0, le=100)]
-    kwh_delivered_dc: Annotated[_Energy, Field(alias="kwhDeliveredDc")]
-    battery_temp: Annotated[float, Field(alias="batteryTemp")]
-    meter_id: NotRequired[Annotated[str | None, Field(alias="meterId")]]
-    timestamp: NotRequired[Any]
+class VehiclePayload(TypedDict):
+    """What a vehicle says of one interval."""
+
+    vehicle_id: NotRequired[
+        Annotated[str | None, Field(alias="vehicleId", description="The vehicle itself, as in the topic.")]
+    ]
+    soc: Annotated[float, Field(ge=0, le=100, description="State of charge, percent.")]
+    kwh_delivered_dc: Annotated[
+        _Energy, Field(alias="kwhDeliveredDc", description="DC energy since the previous reading, kWh.")
+    ]
+    battery_temp: Annotated[float, Field(alias="batteryTemp", description="Battery temperature, degrees Celsius.")]
+    meter_id: NotRequired[
+        Annotated[str | None, Field(alias="meterId", description="The meter of the charger it is plugged into.")]
+    ]
+    timestamp: NotRequired[_Timestamp]
 
 
 # How nearly all payloads say it. A name with _ at its end is the other spelling.
@@ -169,8 +191,8 @@ class _UsualVehicle(msgspec.Struct, rename="camel", gc=False):
     meter_id_: Any = msgspec.field(name="meter_id", default=msgspec.UNSET)
 
 
-_METER = TypeAdapter(_MeterPayload).validator
-_VEHICLE = TypeAdapter(_VehiclePayload).validator
+_METER = TypeAdapter(MeterPayload).validator
+_VEHICLE = TypeAdapter(VehiclePayload).validator
 _USUAL_METER = msgspec.json.Decoder(_UsualMeter).decode
 _USUAL_VEHICLE = msgspec.json.Decoder(_UsualVehicle).decode
 # A NamedTuple without its own constructor: half the time.
@@ -296,7 +318,9 @@ def _parse_cbor(payload: bytes) -> object:
     Raises ValueError or cbor2.CBORError.
     """
     stream = BytesIO(payload)
-    value = cbor2.CBORDecoder(stream, semantic_decoders=_NO_TAGS, read_size=1).decode()
+    # Keys are text: numbers that hash to the same are easily found, and a map of many of them takes hours.
+    decoder = cbor2.CBORDecoder(stream, semantic_decoders=_NO_TAGS, read_size=1, strict_hashable_types=True)
+    value = decoder.decode()
     if stream.tell() != len(payload):
         raise ValueError("there is more after the CBOR item")
     return value
