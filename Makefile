@@ -17,7 +17,7 @@ help:
 	@echo "make bench           how fast it is, part by part, about two hours; writes docs/performance.md"
 	@echo "make bench PARTS='store drain'     some parts (bench/*.py); the tables of the others stay"
 	@echo "make secrets         .env and secrets/ for docker compose: passwords, certificates; keeps what exists"
-	@echo "make secrets HOST=broker.example    the broker's certificate is for this name as well"
+	@echo "make secrets HOSTS=broker.example    the broker's certificate is for this name as well"
 	@echo "make contract        write docs/asyncapi.yaml and docs/schemas/ from the code"
 	@echo "make audit           known vulnerabilities of what is pinned, and a list of all of it (SBOM) in build/"
 	@echo "make fuzz FOR=60     hostile topics and payloads for so many seconds each (Linux x86_64)"
@@ -51,7 +51,7 @@ bench:
 	@for part in $(PARTS); do $(BIN)/python bench/$$part.py --write docs/performance.md || exit 1; done
 
 secrets:
-	@$(PYTHON) config/secrets.py $(addprefix --host ,$(HOST))
+	@$(PYTHON) config/make_secrets.py $(addprefix --host ,$(HOSTS))
 
 contract:
 	@$(PYTHON) bootstrap.py dev
