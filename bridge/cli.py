@@ -209,7 +209,7 @@ def verify(
         raise WattbridgeError("verify needs numpy: pip install numpy") from None
     database = load(config_file).database
     if dsn is not None:
-        if "password" in conninfo_to_dict(store.conninfo(Database(dsn=SecretStr(dsn)))):
+        if {"password", "sslpassword"} & conninfo_to_dict(store.conninfo(Database(dsn=SecretStr(dsn)))).keys():
             raise ConfigError(
                 "--dsn holds a password, which everybody on this machine can see (ps): give it by PGPASSFILE or "
                 "database.password_file, or the whole DSN by WATTBRIDGE_DATABASE__DSN"

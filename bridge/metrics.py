@@ -50,7 +50,11 @@ class Metrics(Collector):
 
     def page(self, accept: str) -> tuple[bytes, str]:
         """All there is to read and its content type, in the format that the request accepts."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):
+            # It stumbles over versions that are none.
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:

@@ -454,9 +454,10 @@ def conninfo(config: Database) -> str:
         raise ConfigError(
             "database.dsn (masked) is neither postgresql://user:password@host:port/database nor key=value pairs"
         ) from None
-    # libpq takes the rest of such a password for the host or the database, and says its name when it cannot be found.
-    authority, _, path = dsn.partition("://")[2].partition("?")[0].partition("/")
-    if authority.count("@") > 1 or "@" in path:
+    # libpq takes the rest of such a password for host, port or database, and says it when it cannot be found.
+    host, port = given.get("host", ""), given.get("port", "")
+    named = given.get("dbname", "") + ("" if host.startswith(("/", "@")) else host)
+    if dsn.startswith(("postgresql://", "postgres://")) and ("@" in named or not set(port) <= set("0123456789,")):
         raise ConfigError("database.dsn (masked): write @ as %40 and / as %2F within the password")
     password = config.password.get_secret_value()
     return make_conninfo(**KEEPALIVES | ({"password": password} if password else {}) | given)

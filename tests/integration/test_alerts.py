@@ -35,7 +35,7 @@ with_promtool = pytest.mark.skipif(
 
 # What Prometheus itself adds to what a target says.
 OF_PROMETHEUS = {"up", "ALERTS"}
-SUFFIXES = {"crt", "db", "key", "service", "toml", "yml"}
+SUFFIXES = {"crt", "db", "env", "key", "service", "toml", "yml"}
 OPERATORS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
 
 

@@ -139,12 +139,19 @@ def test_of_large_batches_some_readings_stand_for_all(
 ) -> None:
     since = now() - timedelta(hours=2)
     with Publisher(broker, topic_root) as devices:
+        for number in range(2_000):
+            devices.send("meter", "MTR-9", f"garbage {number}")
+        devices.flush()
+    wait_for_received(database, 2_000)
+    # Of dead letters none, however large the batch.
+    assert wait_for_samples(port, readings_received_total=2_000)["publish_to_commit_seconds_count"] == 0
+    with Publisher(broker, topic_root) as devices:
         for number in range(4):
             name = f"MTR-{number}"
             devices.send("meter", name, [meter(name, since + timedelta(seconds=n)) for n in range(1_000)])
         devices.flush()
-    wait_for_received(database, 4_000)
-    seen = wait_for_samples(port, readings_received_total=4_000)
+    wait_for_received(database, 6_000)
+    seen = wait_for_samples(port, readings_received_total=6_000)
     assert math.isclose(seen["publish_to_commit_seconds_count"], 4_000, rel_tol=0.02)
     assert math.isclose(seen["publish_to_commit_seconds_sum"], 4_000 * (7_200 - 500), rel_tol=0.02)
 
@@ -207,6 +214,8 @@ def test_both_formats_say_the_same_and_keep_to_the_conventions(metered: Daemon, 
     assert {name: family.type for name, family in same.items() if name.startswith("wattbridge_")} == {
         name: family.type for name, family in families.items() if name.startswith("wattbridge_")
     }
+    for accept in ("text/plain;version=x", "application/openmetrics-text;version=abc", "*/*;q=nonsense", "é"):
+        assert scrape(port, accept)[0].startswith("# HELP")
     assert {"process_cpu_seconds", "process_resident_memory_bytes", "python_info"} <= families.keys()
     for name, family in families.items():
         assert family.documentation, name

@@ -775,10 +775,11 @@ def test_what_cannot_be_read_is_one_line(run: Run, postgres_dsn_admin: str, veri
     assert verify().code == 1
     assert verify("--wait", "soon").code == 2
     assert verify("--dsn", "hunter2@localhost").code == 2
-    shown = verify("--dsn", "host=127.0.0.1 port=1 password=hunter2")
-    assert shown.code == 2
-    assert "PGPASSFILE" in shown.err
-    assert "hunter2" not in shown.err
+    for secret in ("password", "sslpassword"):
+        shown = verify("--dsn", f"host=127.0.0.1 port=1 {secret}=hunter2")
+        assert shown.code == 2
+        assert "PGPASSFILE" in shown.err
+        assert "hunter2" not in shown.err
 
 
 def test_another_bridge_is_judged_through_views(full: str, verify: Verify) -> None:

@@ -115,7 +115,7 @@ def test_every_kind_comes_up(sender: tuple[str, bytes], monkeypatch: pytest.Monk
 def test_garbage_covers_every_reason_that_a_message_alone_can_have() -> None:
     elsewhere = {
         *(Reason.UNKNOWN_TOPIC, Reason.ARRAY_TOO_LONG, Reason.ID_MISMATCH, Reason.TIMESTAMP_IN_FUTURE),
-        *(Reason.TIMESTAMP_TOO_OLD, Reason.CONFLICT, Reason.REFUSED_BY_DATABASE),
+        *(Reason.TIMESTAMP_TOO_OLD, Reason.CONFLICT, Reason.REFUSED_BY_DATABASE, Reason.UNEXPECTED),
     }
     assert {kind.reason for kind in VEHICLE_KINDS} == set(Reason) - elsewhere
 

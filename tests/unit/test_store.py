@@ -37,7 +37,7 @@ def test_a_lost_connection_passes_and_an_error_of_ours_does_not() -> None:
     assert not passes(ValueError("another"))
 
 
-@pytest.mark.parametrize("password", ["hunter@2", "hunter/2", "@hunter2", "hunter2/", "h@unter/2"])
+@pytest.mark.parametrize("password", ["hunter@2", "hunter/2", "@hunter2", "hunter2/", "h@unter/2", "x?a@hunter2"])
 def test_a_password_that_would_be_taken_for_a_host_is_not_shown(password: str) -> None:
     with pytest.raises(ConfigError, match="%40") as refused:
         conninfo(Database(dsn=SecretStr(f"postgresql://user:{password}@db.example:5432/energy?sslmode=require")))
@@ -49,9 +49,12 @@ def test_a_password_that_would_be_taken_for_a_host_is_not_shown(password: str) -
     [
         "postgresql://user:hunter%402@db.example/energy",
         "postgresql://user@%2Fvar%2Frun%2Fpostgresql/energy",
+        "postgresql:///energy?host=/var/run/postgresql&passfile=/home/me@there/pgpass",
+        "postgresql://user%40tenant@[::1],db2.example:5433/energy",
         "postgresql://db1.example,db2.example:5433/energy?target_session_attrs=read-write",
         "postgresql:///energy?options=-csearch_path%3Denergy",
         "host=/var/run/postgresql user=me@there password=hunter@2/x",
+        "host=db.example dbname=energy password='a://b/c@d'",
         "",
     ],
 )
