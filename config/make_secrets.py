@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = ROOT / "secrets"
-# What no container sees: the certificate authorities, all certificates, the passwords of the devices.
+# What no container sees: the certificate authorities, all certificates, the passwords of devices and of the operator.
 OWN = SECRETS / "own"
 
 # Passwords, each in a file of its own, by the names that they have in docker-compose.yml.
@@ -40,8 +40,8 @@ COPIES = {
     "mosquitto/service-ca.crl": "service-ca.crl",
     "mosquitto/device-ca.crt": "device-ca.crt",
     "mosquitto/device-ca.crl": "device-ca.crl",
-    "mosquitto/operator.crt": "services/operator.crt",
-    "mosquitto/operator.key": "services/operator.key",
+    "mosquitto/health.crt": "services/health.crt",
+    "mosquitto/health.key": "services/health.key",
     "mosquitto_passwords": "passwords",
     "broker_ca.crt": "service-ca.crt",
     "bridge.crt": "services/wattbridge.crt",
@@ -49,9 +49,11 @@ COPIES = {
 }
 
 ENV = """\
-# Made by `make secrets`, read by docker compose. Yours to change: it is not written again. There is no secret in it.
+# Made by `make secrets`, read by docker compose. Yours to change: it is not written again.
 COMPOSE_PROJECT_NAME=wattbridge
 SECRETS=./secrets
+# Only for several bridges (docs/compose.md). A secret, the one in this file: with it a device could join the group.
+SHARE_GROUP={group}
 
 # What may be set besides, with the values that hold without it:
 """
@@ -83,7 +85,8 @@ def main() -> None:
         sys.exit(f"secrets: {error}")
     if not (ROOT / ".env").exists():
         known = re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-        _write(ROOT / ".env", ENV + "".join(f"# {name}={value}\n" for name, value in dict(known).items()), 0o600)
+        text = ENV.format(group=f"bridges-{secrets.token_hex(16)}")
+        _write(ROOT / ".env", text + "".join(f"# {name}={value}\n" for name, value in dict(known).items()), 0o600)
     if strange := [host for host in hosts if not _is_for(host)]:
         sys.exit(
             f"secrets: the broker's certificate is not for {', '.join(strange)}. Make it anew, with all names:\n"
@@ -96,10 +99,18 @@ def _passwords() -> None:
     for name in PASSWORDS:
         if not (SECRETS / name).exists():
             _write(SECRETS / name, f"{secrets.token_urlsafe(32)}\n", 0o644)
-    if not (OWN / "passwords").exists():
+    known, operator = OWN / "passwords", OWN / "operator"
+    new = not known.exists()
+    if new:
         given = (SECRETS / "simulated_devices").read_text(encoding="utf-8")
-        _run("passwords", OWN / "passwords", "add", *SIMULATED, told=given)
-        print(f"made {(OWN / 'passwords').relative_to(ROOT)} with {len(SIMULATED)} simulated devices")
+        _run("passwords", known, "add", *SIMULATED, told=given)
+        print(f"made {known.relative_to(ROOT)} with {len(SIMULATED)} simulated devices")
+    # Not whenever the broker does not know the operator: somebody may have removed it.
+    if new or not operator.exists():
+        password = operator.read_text(encoding="utf-8") if operator.exists() else f"{secrets.token_urlsafe(32)}\n"
+        _run("passwords", known, "add", "operator", told=password)
+        if not operator.exists():
+            _write(operator, password, 0o600)
 
 
 def _certificates(hosts: list[str]) -> None:
@@ -107,7 +118,7 @@ def _certificates(hosts: list[str]) -> None:
         "service-ca.crt": ["ca"],
         "server.crt": ["server", *hosts],
         "services/wattbridge.crt": ["service", "wattbridge"],
-        "services/operator.crt": ["service", "operator"],
+        "services/health.crt": ["service", "health"],
     }.items():
         if not (OWN / made).exists():
             _run("certificates", OWN, *command)

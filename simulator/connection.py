@@ -405,6 +405,7 @@ class Connection(asyncio.Protocol):
         trouble = self._farewell or (_describe(exc) if exc else "it closed the connection")
         if not self._welcome.done():
             self._welcome.set_exception(ConnectionError(trouble))
+            self._welcome.exception()  # retrieved: whoever waited may have been told to stop meanwhile
         if not self._lost.done():
             self._lost.set_result(trouble)
 

@@ -40,17 +40,17 @@ class ProductionMosquitto(PrivateMosquitto):
 
     @property
     def services(self) -> Place:
-        """The listener for the bridge and the operator."""
+        """The listener for the bridge."""
         return Place(self.host, self._services_port)
 
     @property
     def passwords(self) -> Place:
-        """The listener for devices with a password."""
+        """The listener for devices with a password, and for people."""
         return Place(self.host, self._passwords_port)
 
     def install(self) -> None:
         """Copies rules, passwords and certificates to where this Mosquitto may read them, as a deployment does."""
-        for name in ("devices", "services"):
+        for name in ("devices", "passwords", "services"):
             self._write(f"acl-{name}", (MOSQUITTO / "acl" / name).read_text())
         for name in ("server.crt", "server.key", "service-ca.crt", "device-ca.crt", "device-ca.crl"):
             if (file := self._certificates / name).exists():
