@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import paho.mqtt.client as paho
 import pytest
+import yaml
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -86,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ca",),
         ("server", "localhost", "127.0.0.1"),
         ("service", "wattbridge"),
-        ("service", "operator"),
+        ("service", "health"),
         ("device", "MTR-1", "MTR-2", "VEH-1"),
     ):
         done = certificates(folder, *arguments)
@@ -98,6 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in HOSTILE:
         forge(folder, f"hostile-{HOSTILE.index(name)}", name, "device-ca", *valid)
+    forge(folder, "named-operator", "operator", "device-ca", *valid)
     forge(folder, "expired-device", "MTR-1", "device-ca", *past)
     forge(folder, "expired-service", "wattbridge", "service-ca", *past)
     openssl(
@@ -110,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def password_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("passwords") / "passwords"
-    assert passwords(file, "add", "MTR-9", "VEH-9", answer=f"{PASSWORD}\n").returncode == 0
+    assert passwords(file, "add", "MTR-9", "VEH-9", "operator", answer=f"{PASSWORD}\n").returncode == 0
     return file
 
 
@@ -220,7 +222,7 @@ def bridge(production: ProductionMosquitto, folder: Path) -> Iterator[Client]:
 
 @pytest.fixture
 def operator(production: ProductionMosquitto, folder: Path) -> Iterator[Client]:
-    with Client(production.services, folder, "services/operator") as connected:
+    with Client(production.passwords, folder, user="operator") as connected:
         connected.subscribe("energy/v1/#")
         yield connected
 
@@ -339,7 +341,7 @@ def test_a_retained_message_of_another_stays(
     assert device.publish(status, b"online", retain=True) == "Success"
     with Client(production.devices, folder, "devices/MTR-2") as hostile:
         assert hostile.publish(status, b"", retain=True) == NOT_AUTHORIZED
-    with Client(production.services, folder, "services/operator") as later:
+    with Client(production.services, folder, "services/wattbridge") as later:
         later.subscribe(status)
         wait_until(lambda: later.messages == [(status, b"online")], "the retained status")
     device.publish(status, b"", retain=True)
@@ -411,7 +413,130 @@ def test_the_operator_reads_all_and_writes_nothing(operator: Client) -> None:
     wait_until(lambda: operator.messages, "the broker's version")
     assert operator.messages[0][1].startswith(b"mosquitto version")
     topics = [*own_topics("operator"), *own_topics("MTR-1"), "energy/v1/bridge/operator/status", "$CONTROL/x", "x"]
-    assert set(operator.publish_each(topics).values()) == {NOT_AUTHORIZED}
+    assert operator.publish_each(topics) == dict.fromkeys(topics, NOT_AUTHORIZED)
+
+
+def test_the_operator_cannot_take_the_session_of_the_bridge(folder: Path, password_file: Path) -> None:
+    topic = "energy/v1/meter/MTR-1/telemetry"
+    with (
+        ProductionMosquitto(folder, password_file) as broker,
+        Client(broker.devices, folder, "devices/MTR-1") as device,
+    ):
+        with Client(broker.services, folder, "services/wattbridge", client_id="wattbridge", kept_s=60) as bridge:
+            bridge.subscribe("energy/v1/meter/+/telemetry")
+        assert device.publish(topic, b"while it is away") == "Success"
+        # To resume the session, and then to end it.
+        for kept_s in (60, 0):
+            with Client(broker.passwords, folder, user="operator", client_id="wattbridge", kept_s=kept_s) as thief:
+                assert not thief.session_present
+                assert thief.subscribe("later") == ["Granted QoS 1"]
+                assert thief.messages == []
+        with Client(broker.services, folder, "services/wattbridge", client_id="wattbridge", kept_s=60) as bridge:
+            assert bridge.session_present
+            with Client(broker.passwords, folder, user="operator", client_id="wattbridge"):
+                assert seen_until(bridge, device, topic) == [(topic, b"while it is away")]
+            assert bridge.lost is None
+
+
+def test_a_device_with_the_name_of_the_operator_reads_nothing(folder: Path, password_file: Path) -> None:
+    """Its name is the operator's client id, so it even gets the session that the operator left."""
+    topic = "energy/v1/meter/MTR-1/telemetry"
+    with (
+        ProductionMosquitto(folder, password_file) as broker,
+        Client(broker.devices, folder, "devices/MTR-1") as device,
+    ):
+        with Client(broker.passwords, folder, user="operator", kept_s=60) as operator:
+            operator.subscribe("energy/v1/#", "$SYS/#")
+        assert device.publish(topic, b"while the operator is away") == "Success"
+        with Client(broker.devices, folder, "named-operator", kept_s=60) as hostile:
+            assert hostile.session_present
+            hostile.subscribe("energy/v1/#", "$SYS/#", topic)
+            device.publish(topic, b"while it is there")
+            hostile.subscribe("later")
+            assert hostile.messages == []
+            assert hostile.publish("energy/v1/bridge/wattbridge/status") == NOT_AUTHORIZED
+
+
+def test_the_rules_of_the_operator_outlast_a_reload(folder: Path, password_file: Path) -> None:
+    topic = "energy/v1/meter/MTR-1/telemetry"
+    own = own_topics("operator")
+    with (
+        ProductionMosquitto(folder, password_file) as broker,
+        Client(broker.devices, folder, "devices/MTR-1") as device,
+    ):
+        with Client(broker.passwords, folder, user="operator", kept_s=60) as operator:
+            operator.subscribe("energy/v1/#")
+            reload(broker)
+            assert operator.publish_each(own) == dict.fromkeys(own, NOT_AUTHORIZED)
+            assert seen_until(operator, device, topic) == []
+        # Other than those of a user with a certificate, its rules also hold while it is away.
+        reload(broker)
+        assert device.publish(topic, b"while it is away") == "Success"
+        with Client(broker.passwords, folder, user="operator", kept_s=60) as operator:
+            assert operator.session_present
+            assert operator.publish_each(own) == dict.fromkeys(own, NOT_AUTHORIZED)
+            assert seen_until(operator, device, topic) == [(topic, b"while it is away")]
+
+
+def test_a_session_that_is_left_over_is_ended_as_told(
+    production: ProductionMosquitto, folder: Path, tmp_path: Path
+) -> None:
+    block = next(block for block in blocks("docs/compose.md") if "mosquitto_sub -i wattbridge " in block)
+    command = block[block.index("mosquitto_sub") :]
+    for old, new in {
+        "-h localhost -p 8884": f"-h {production.services.host} -p {production.services.port} -W 5",
+        "secrets/own": str(folder),
+    }.items():
+        assert old in command
+        command = command.replace(old, new)
+    left_over = {"certificate": "services/wattbridge", "client_id": "wattbridge", "kept_s": 60}
+    with Client(production.services, folder, **left_over) as bridge:
+        bridge.subscribe("energy/v1/meter/+/telemetry")
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=20, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Client(production.services, folder, **left_over) as bridge:
+        assert not bridge.session_present
+        # Nothing is left for other tests.
+        bridge.mqtt.disconnect()
+
+
+def test_the_health_check_of_compose_is_answered(production: ProductionMosquitto, folder: Path) -> None:
+    compose = yaml.safe_load((MOSQUITTO.parent / "docker-compose.yml").read_text())
+    check = compose["services"]["mosquitto"]["healthcheck"]["test"]
+    for old, new in {
+        "-h localhost -p 8884": f"-h {production.services.host} -p {production.services.port}",
+        "$$": "$",
+        "/mosquitto/certs/health": str(folder / "services/health"),
+        "/mosquitto/certs/": f"{folder}/",
+    }.items():
+        assert old in check
+        check = check.replace(old, new)
+    done = subprocess.run(["sh", "-c", check], capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("seconds\n")
+
+
+def test_the_operator_looks_with_options_from_a_file(
+    production: ProductionMosquitto, folder: Path, tmp_path: Path
+) -> None:
+    block = next(block for block in blocks("docs/compose.md") if "printf -- '-u operator" in block)
+    (tmp_path / "secrets/own").mkdir(parents=True)
+    (tmp_path / "secrets/own/operator").write_text(f"{PASSWORD}\n")
+    shutil.copy(folder / "service-ca.crt", tmp_path / "secrets/own")
+    for old, new in {
+        "-h localhost -p 8885": f"-h {production.passwords.host} -p {production.passwords.port} -C 1 -W 5",
+        "'energy/v1/#'": "'$SYS/broker/version'",
+    }.items():
+        assert old in block
+        block = block.replace(old, new)
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["bash", "-e"], input=block, capture_output=True, text=True, check=False, timeout=20, cwd=tmp_path, env=env
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("$SYS/broker/version mosquitto version")
+    assert stat.S_IMODE((tmp_path / ".config/mosquitto_sub").stat().st_mode) == 0o600
 
 
 def test_a_service_without_rules_writes_nothing(production: ProductionMosquitto, folder: Path) -> None:
@@ -625,7 +750,7 @@ def test_the_bridge_stores_what_devices_say_of_themselves(
         Daemon(
             database, production.services, "energy/v1", tmp_path, **tls(folder, mqtt__share_group="bridges")
         ) as daemon,
-        Client(production.services, folder, "services/operator") as operator,
+        Client(production.passwords, folder, user="operator") as operator,
         Client(production.devices, folder, "devices/MTR-1") as device,
         Client(production.passwords, folder, user="VEH-9") as guest,
     ):
@@ -675,6 +800,46 @@ def test_check_finds_everything_in_order(
     # It may read the three numbers that tell of losses.
     assert "mosquitto version" in row(reply, "broker").said
     assert re.search("since its start|tells of none within the last minute", row(reply, "dropped").said)
+
+
+# --- what the documents tell to type -----------------------------------------------------------------------
+
+
+def blocks(document: str) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```$", (MOSQUITTO.parent / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_ten_commands_can_be_pasted_and_write_nothing_into_the_checkout(tmp_path: Path) -> None:
+    checkout, home = tmp_path / "checkout", tmp_path / "home"
+    shutil.copytree(MOSQUITTO, checkout / "mosquitto")
+    home.mkdir()
+    before = files(checkout)
+    # As the user who runs the tests, to a place of its own, and without the last one, which is the broker.
+    commands = blocks("mosquitto/README.md")[0].replace("-o mosquitto ", "").replace(" /mosquitto/", f" {home}/")
+    *lines, last = commands.splitlines(keepends=True)
+    assert last.startswith("mosquitto -c ")
+    done = subprocess.run(
+        ["bash", "-e"],
+        # What reads the standard input swallows the lines after it, as in a terminal.
+        input="".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=checkout,
+        env={"HOME": str(home), "PATH": os.environ["PATH"]},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^operator \S{32}\nMTR-000002 \S{32}$", done.stdout, re.MULTILINE)
+    assert files(checkout) == before
+    assert set(files(home / "config")) == {
+        "mosquitto.conf",
+        "passwords",
+        "acl/devices",
+        "acl/passwords",
+        "acl/services",
+    }
+    assert set(files(home / "certs")) == {"service-ca.crt", "device-ca.crt", "server.crt", "server.key"}
 
 
 # --- the configuration file and the bridge's own -----------------------------------------------------------
@@ -751,9 +916,9 @@ def test_nothing_is_overwritten(folder: Path, arguments: tuple[str, ...]) -> Non
         ("ä", "is no name"),
         ("../x", "is no name"),
         ("x" * 65, "65 characters"),
-        ("wattbridge", "name of the services"),
-        ("wattbridge-1", "name of the services"),
-        ("operator", "name of the services"),
+        ("wattbridge", "reserved name"),
+        ("wattbridge-1", "reserved name"),
+        ("operator", "reserved name"),
     ],
 )
 def test_a_bad_device_name_makes_nothing(authority: Path, name: str, said: str) -> None:
@@ -889,13 +1054,13 @@ def test_users_are_added_changed_removed_and_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a:b", "a/b", "+", "#", "a b", "wattbridge", "wattbridge-2", "operator", "x" * 129]
+    "name", ["", "a:b", "a/b", "+", "#", "a b", "wattbridge", "wattbridge-2", "operator-2", "x" * 129]
 )
 def test_a_bad_user_name_changes_nothing(tmp_path: Path, name: str) -> None:
     file = tmp_path / "passwords"
     done = passwords(file, "add", "MTR-1", name, answer="secret\n")
     assert done.returncode == 1
-    assert re.search("is no name|name of the services", done.stderr)
+    assert re.search("is no name|reserved name", done.stderr)
     assert not file.exists()
 
 

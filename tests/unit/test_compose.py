@@ -1,6 +1,9 @@
+import base64
+import hashlib
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from typer.main import get_command
 
 from bridge.cli import app
 from bridge.config import Config, load
+from bridge.messages import Limits, decode_telemetry
+from bridge.topics import Kind
 from simulator.fleet import FleetConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +72,8 @@ def made(made_once: tuple[Path, str], tmp_path: Path) -> Path:
 
 def passwords(place: Path) -> dict[str, str]:
     names = ("database_superuser", "database_owner", "database_bridge", "database_grafana")
-    return {name: (place / "secrets" / name).read_text() for name in (*names, "grafana_admin", "simulated_devices")}
+    files = ["own/operator", *names, "grafana_admin", "simulated_devices"]
+    return {Path(name).name: (place / "secrets" / name).read_text() for name in files}
 
 
 def snapshot(place: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -292,6 +298,33 @@ def test_the_simulator_knows_its_options() -> None:
     assert set(given) <= known
 
 
+# --- the documents ---
+
+
+@pytest.mark.parametrize("document", ["mosquitto/README.md", "docs/compose.md"])
+def test_every_payload_in_the_documents_is_a_reading(document: str) -> None:
+    text = (ROOT / document).read_text().replace("\\\n", "")
+    published = re.findall(r"^mosquitto_pub .*$", text, re.MULTILINE)
+    assert published or document != "mosquitto/README.md"
+    for command in published:
+        arguments = shlex.split(command)
+        topic, payload = (arguments[arguments.index(option) + 1] for option in ("-t", "-m"))
+        _, _, kind, device_id, last = topic.split("/")
+        assert last == "telemetry"
+        moment = 1_770_734_844_841_000
+        assert len(decode_telemetry(Kind(kind), device_id, payload.encode(), None, moment, Limits())) == 1
+    # None is told in another way than by a command that publishes it.
+    assert len(re.findall(r"kwh(?:ConsumedAc|DeliveredDc)", text)) == len(published)
+
+
+def test_the_group_of_several_bridges_is_no_name_that_one_could_guess() -> None:
+    text = (ROOT / "docs/compose.md").read_text()
+    overrides = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    environments = [service.get("environment", {}) for each in overrides for service in each["services"].values()]
+    groups = [each["WATTBRIDGE_MQTT__SHARE_GROUP"] for each in environments if "WATTBRIDGE_MQTT__SHARE_GROUP" in each]
+    assert groups == ["${SHARE_GROUP:?missing in .env}"] * 2
+
+
 # --- Dockerfile ---
 
 
@@ -354,10 +387,13 @@ def test_the_environment_file_names_every_variable_of_the_compose_file_with_its_
     lines = (made_once[0] / ".env").read_text().splitlines()
     used = set(re.findall(r"\$\{(\w+)", "\n".join(line.partition(" #")[0] for line in TEXT.splitlines())))
     named = {line.lstrip("# ").partition("=")[0] for line in lines if "=" in line}
-    assert named == used | {"COMPOSE_PROJECT_NAME"}
+    assert named == used | {"COMPOSE_PROJECT_NAME", "SHARE_GROUP"}
+    group = next(line for line in lines if line.startswith("SHARE_GROUP"))
+    assert re.fullmatch("SHARE_GROUP=bridges-[0-9a-f]{32}", group)
     assert [line for line in lines if line[0:1] not in {"", "#"}] == [
         "COMPOSE_PROJECT_NAME=wattbridge",
         "SECRETS=./secrets",
+        group,
     ]
     assert "# POSTGRES_IMAGE=postgres:18" in lines
 
@@ -368,7 +404,7 @@ def test_the_simulated_devices_are_those_of_the_simulator(made_once: tuple[Path,
         datetime(2026, 1, 1, tzinfo=UTC), meters=int(command["--meters"]), vehicles=int(command["--vehicles"])
     )
     lines = (made_once[0] / "secrets" / "mosquitto_passwords").read_text().splitlines()
-    assert [line.partition(":")[0] for line in lines] == [*fleet.meter_ids, *fleet.vehicle_ids]
+    assert [line.partition(":")[0] for line in lines] == [*fleet.meter_ids, *fleet.vehicle_ids, "operator"]
 
 
 def test_a_second_run_changes_nothing(made: Path) -> None:
@@ -389,6 +425,41 @@ def test_what_is_missing_is_made_and_nothing_else(made: Path) -> None:
     assert {name for name in after if after[name] != before[name]} == missing
     assert after["secrets/bridge.key"][2] == before["secrets/bridge.key"][2]
     assert after["secrets/grafana_admin"][2] != before["secrets/grafana_admin"][2]
+
+
+def knows(place: Path, user: str, password: str) -> bool:
+    """Whether the broker's copy has this user with this password."""
+    lines = (place / "secrets" / "mosquitto_passwords").read_text().splitlines()
+    line = next((line for line in lines if line.startswith(f"{user}:")), None)
+    if not line:
+        return False
+    rounds, salt, digest = line.split("$")[2:]
+    made = hashlib.pbkdf2_hmac("sha512", password.strip().encode(), base64.b64decode(salt), int(rounds))
+    return made == base64.b64decode(digest)
+
+
+def test_the_operator_has_a_password_that_the_broker_knows_and_no_container_sees(made: Path) -> None:
+    operator = made / "secrets" / "own" / "operator"
+    first = operator.read_text()
+    assert operator.stat().st_mode & 0o777 == 0o600
+    assert knows(made, "operator", first)
+    # A new one, once it is gone; the same, where the password file is made anew.
+    operator.unlink()
+    assert make_secrets(made).returncode == 0
+    second = operator.read_text()
+    assert second != first
+    assert knows(made, "operator", second)
+    (made / "secrets" / "own" / "passwords").unlink()
+    assert make_secrets(made).returncode == 0
+    assert operator.read_text() == second
+    assert knows(made, "operator", second)
+
+
+def test_an_operator_who_was_removed_stays_so(made: Path) -> None:
+    own = made / "secrets" / "own" / "passwords"
+    subprocess.run([made / "mosquitto" / "passwords", own, "remove", "operator"], check=True, timeout=20)
+    assert make_secrets(made).returncode == 0
+    assert not knows(made, "operator", (made / "secrets" / "own" / "operator").read_text())
 
 
 def test_a_new_device_reaches_the_running_broker(made: Path) -> None:
@@ -415,7 +486,7 @@ def test_certificates_of_an_authority_of_ones_own_are_taken(fresh: Path, made_on
     # No key of an authority is needed where all certificates come from elsewhere.
     for name in ("service-ca.crt", "device-ca.crt", "server.crt", "server.key"):
         shutil.copy(theirs / name, own / name)
-    for name in ("wattbridge.crt", "wattbridge.key", "operator.crt", "operator.key"):
+    for name in ("wattbridge.crt", "wattbridge.key", "health.crt", "health.key"):
         shutil.copy(theirs / "services" / name, own / "services" / name)
     reply = make_secrets(fresh, "--host", "broker.example")
     assert reply.returncode == 0, reply.stderr
@@ -446,7 +517,7 @@ def test_a_run_that_failed_halfway_leaves_nothing_half_made_and_is_completed_lat
     assert "openssl is not installed" in reply.stderr
     assert "Traceback" not in reply.stderr
     names = {file.name for file in (fresh / "secrets").rglob("*") if file.is_file()}
-    assert names == {*passwords(fresh), "passwords"}
+    assert names == {*passwords(fresh), "passwords", "operator"}
     before = passwords(fresh)
     assert make_secrets(fresh).returncode == 0
     assert passwords(fresh) == before
