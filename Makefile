@@ -85,8 +85,8 @@ fuzz:
 lock:
 	@$(PYTHON) bootstrap.py dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOCK) --upgrade --extra demo --extra verify --output-file requirements/demo.txt pyproject.toml requirements/build.in
-	$(LOCK) --upgrade --extra demo --extra verify --group dev --constraint requirements/demo.txt \
+	$(LOCK) --upgrade --extra demo --extra verify --extra web --output-file requirements/demo.txt pyproject.toml requirements/build.in
+	$(LOCK) --upgrade --extra demo --extra verify --extra web --group dev --constraint requirements/demo.txt \
 		--output-file requirements/dev.txt pyproject.toml requirements/build.in
 	$(LOCK) --constraint requirements/demo.txt --output-file requirements/run.txt pyproject.toml
 	$(LOCK) --constraint requirements/demo.txt --output-file requirements/build.txt requirements/build.in

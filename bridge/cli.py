@@ -128,6 +128,32 @@ def check(
 
 
 @app.command()
+def web(config_file: ConfigFile = None) -> None:
+    """Answer questions about the fleet as JSON and CSV over HTTP until SIGTERM or Ctrl-C: a read API for other systems.
+
+    A process of its own, so that no question disturbs ingest: give it a database login of its own that is a member of
+    wattbridge_reader. It only ever reads. Listens on 127.0.0.1:9465 (`[web]` in the configuration); all that can be
+    asked is listed at /openapi.json. Waits for nothing: while the database is away the answer is 503.
+
+    Needs the extra `web` (pip install '.[web]').
+    """
+    from bridge import logs, store
+
+    try:
+        from bridge.web import server
+    except ModuleNotFoundError as error:
+        if error.name not in {"fastapi", "httptools", "psycopg_pool", "starlette"}:
+            raise
+        raise WattbridgeError(
+            f"web needs {error.name}, of the extra web: pip install fastapi httptools psycopg-pool"
+        ) from None
+    config = load(config_file)
+    logs.configure(config.log.level, config.log.format)
+    store.conninfo(config.database)
+    raise typer.Exit(server.run(config))
+
+
+@app.command()
 def demo(
     duration: Annotated[
         float | None,

@@ -164,6 +164,28 @@ class Maintenance(_Section):
     )
 
 
+def _address(text: str) -> tuple[str, int] | None:
+    """Address and port of `address:port`, an IPv6 address in brackets; None where it is not that."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        wants_brackets = isinstance(ipaddress.ip_address(bare), ipaddress.IPv6Address)
+    except ValueError:
+        return None
+    if wants_brackets != (bare != host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) not in PORTS:
+        return None
+    return bare, int(port)
+
+
+def _usable_address(listen: str | None) -> str | None:
+    """Raises ValueError where it cannot be listened on; empty where a section lets it be so: nowhere."""
+    if listen and _address(listen) is None:
+        raise ValueError(
+            f"{listen!r} is not an IP address and a port; write it like 127.0.0.1:9464, 0.0.0.0:9464 or [::1]:9464"
+        )
+    return listen
+
+
 class Health(_Section):
     """How others learn whether the bridge does its work."""
 
@@ -175,18 +197,44 @@ class Health(_Section):
         description="address and port of /livez, /readyz and /metrics, such as 127.0.0.1:9464; empty: none",
     )
 
-    @field_validator("listen")
-    @classmethod
-    def _usable(cls, listen: str | None) -> str | None:
-        if listen and _address(listen) is None:
-            raise ValueError(
-                f"{listen!r} is not an IP address and a port; write it like 127.0.0.1:9464, 0.0.0.0:9464 or [::1]:9464"
-            )
-        return listen
+    _check_listen = field_validator("listen")(_usable_address)
 
     def address(self) -> tuple[str, int] | None:
         """Where to listen; None: nowhere."""
         return _address(self.listen) if self.listen else None
+
+
+class Web(_Section):
+    """The read API of `wattbridge web`, a process of its own."""
+
+    listen: str = Field("127.0.0.1:9465", min_length=1, description="address and port, such as 127.0.0.1:9465")
+    token: SecretStr = Field(
+        SecretStr(""), description="what requests must send as `Authorization: Bearer …`; empty: nothing"
+    )
+    token_file: Path | None = Field(None, description="file that holds the token")
+    connections: int = Field(4, ge=1, le=100, description="connections to the database")
+    timeout_s: Seconds = Field(10, description="longest question to the database before it is given up")
+
+    _check_listen = field_validator("listen")(_usable_address)
+
+    @field_validator("token")
+    @classmethod
+    def _fits_into_a_header(cls, token: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", token.get_secret_value()):
+            raise ValueError("(masked) must be printable ASCII without blanks, to be sent in a header")
+        return token
+
+    def address(self) -> tuple[str, int]:
+        """Where to listen."""
+        address = _address(self.listen)
+        if address is None:
+            raise AssertionError
+        return address
+
+    @property
+    def open(self) -> bool:
+        """Whether others than this machine can reach it."""
+        return not ipaddress.ip_address(self.address()[0]).is_loopback
 
 
 class Log(_Section):
@@ -213,6 +261,7 @@ class Config(BaseSettings):
     maintenance: Maintenance = Maintenance()
     # After the batch, which its check needs.
     health: Health = Health()
+    web: Web = Web()
     log: Log = Log()
     shutdown_deadline_s: Seconds = Field(20, description="longest time to finish the last batches when told to stop")
 
@@ -284,19 +333,6 @@ def load(path: Path | None = None) -> Config:
         raise ConfigError("\n".join(_explain(error, keys, path))) from None
 
 
-def _address(text: str) -> tuple[str, int] | None:
-    """Address and port of `address:port`, an IPv6 address in brackets; None where it is not that."""
-    host, _, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        wants_brackets = isinstance(ipaddress.ip_address(bare), ipaddress.IPv6Address)
-    except ValueError:
-        return None
-    if wants_brackets != (bare != host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) not in PORTS:
-        return None
-    return bare, int(port)
-
-
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key of the configuration that has a value: `mqtt.host`, `mqtt.tls.enabled` and so on."""
     for name, field in model.model_fields.items():
@@ -336,7 +372,7 @@ def _explain(error: ValidationError, keys: list[str], path: Path | None) -> Iter
 
 
 def _shown(key: str, value: object) -> str:
-    secret = key.rpartition(".")[2] in ("dsn", "password")
+    secret = key.rpartition(".")[2] in ("dsn", "password", "token")
     return "(masked)" if secret else repr(value)
 
 

@@ -13,6 +13,7 @@ import bridge
 from bridge.config import Config
 from bridge.errors import BrokerRefusedError, ExitCode
 from bridge.health import Watchdog
+from bridge.http import Health
 from bridge.maintenance import Maintenance, Stream
 from bridge.metrics import Metrics
 from bridge.mqtt import Session
@@ -20,7 +21,6 @@ from bridge.pipeline import Pipeline
 from bridge.store import Store
 from bridge.supervisor import Supervisor
 from bridge.topics import Channel
-from bridge.web import Web
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ class Daemon:
         self._supervisor = Supervisor(os.environ)
         address = config.health.address()
         metrics = Metrics(config.mqtt, self._pipeline, self._session, self._maintenance, self._watchdog, self._unready)
-        self._web = Web(address, self._unready, metrics.page) if address else None
+        self._http = Health(address, self._unready, metrics.page) if address else None
         self._busy = time.monotonic()
         self._unaccounted = 0
         self._stop = asyncio.Event()
@@ -84,8 +84,8 @@ class Daemon:
             reporter = tasks.create_task(self._report(), name="report")
             maintenance = tasks.create_task(self._maintenance.run(), name="maintenance")
             watch = tasks.create_task(self._watch(), name="watchdog")
-            if self._web:
-                tasks.create_task(self._web.run(), name="http")
+            if self._http:
+                tasks.create_task(self._http.run(), name="http")
                 log.info("http.listening", address=self._config.health.listen)
             # Both sides are waited for, however long: nothing of the start is left to do.
             self._supervisor.ready(self._status())
@@ -107,8 +107,8 @@ class Daemon:
             await self._maintenance.close()
             for task in (writer, session, reporter, maintenance, watch):
                 task.cancel()
-            if self._web:
-                self._web.stop()
+            if self._http:
+                self._http.stop()
         await self._store.close()
         self._say("daemon.stopped", unfinished=False)
         if self._refused:

@@ -15,6 +15,7 @@ DECLARE
         'fleet_charging(timestamptz, timestamptz, boolean)',
         'fleet_chargers(timestamptz, timestamptz)',
         'fleet_performance(timestamptz, timestamptz)',
+        'fleet_summary(timestamptz, timestamptz)',
         'kwh_left(double precision, double precision)',
         'meter_quarters(text, timestamptz, timestamptz)',
         'meter_totals(timestamptz, timestamptz)',

@@ -458,3 +458,56 @@ $$;
 
 COMMENT ON FUNCTION fleet_chargers(timestamptz, timestamptz) IS
     'How efficiently vehicles charged at each meter that has readings with since <= ts < until, or that a vehicle named. Columns as in charger_performance_24h.';
+
+CREATE OR REPLACE FUNCTION fleet_summary(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (
+    meters_reporting    bigint,
+    vehicles_reporting  bigint,
+    kwh_ac              double precision,
+    kwh_dc              double precision,
+    loss_kwh            double precision,
+    efficiency          double precision,
+    reason              text,
+    unattributed_kwh_ac double precision,
+    unattributed_kwh_dc double precision
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT
+        metered.meters,
+        driven.vehicles,
+        metered.kwh_ac,
+        driven.kwh_dc,
+        CASE WHEN why.reason IS NULL THEN metered.kwh_ac - driven.kwh_dc END,
+        CASE WHEN why.reason IS NULL THEN driven.kwh_dc / metered.kwh_ac END,
+        why.reason,
+        kwh_left(metered.kwh_ac, matched.ac),
+        kwh_left(driven.kwh_dc, matched.dc)
+    FROM (
+        SELECT count(*) AS meters, coalesce(sum(meter.readings), 0)::bigint AS readings, coalesce(sum(meter.kwh_ac), 0) AS kwh_ac
+        FROM meter_totals(fleet_summary.since, fleet_summary.until) AS meter
+    ) AS metered
+    CROSS JOIN (
+        SELECT count(*) AS vehicles, coalesce(sum(vehicle.readings), 0)::bigint AS readings, coalesce(sum(vehicle.kwh_dc), 0) AS kwh_dc
+        FROM vehicle_totals(fleet_summary.since, fleet_summary.until) AS vehicle
+    ) AS driven
+    CROSS JOIN (
+        SELECT coalesce(sum(part.matched_ac), 0) AS ac, coalesce(sum(part.matched_dc), 0) AS dc
+        FROM fleet_charging(fleet_summary.since, fleet_summary.until) AS part
+    ) AS matched
+    CROSS JOIN analytics_setting AS setting
+    CROSS JOIN LATERAL efficiency_reason(
+        metered.readings + driven.readings, true, 1, metered.kwh_ac, driven.kwh_dc, setting.efficiency_least_kwh
+    ) AS why (reason);
+END
+$$;
+
+COMMENT ON FUNCTION fleet_summary(timestamptz, timestamptz) IS
+    'The whole fleet, of its readings with since <= ts < until. One row; columns as in fleet_summary_24h.';

@@ -2,12 +2,14 @@
 CREATE OR REPLACE VIEW closed_24h AS
 SELECT
     date_bin('15 minutes', now() - setting.late_after, 'epoch') - interval '24 hours' AS since,
-    date_bin('15 minutes', now() - setting.late_after, 'epoch') AS until
+    date_bin('15 minutes', now() - setting.late_after, 'epoch') AS until,
+    date_bin('15 minutes', now() - setting.late_after, 'epoch') + interval '15 minutes' + setting.late_after AS moves_at
 FROM analytics_setting AS setting;
 
 COMMENT ON VIEW closed_24h IS 'The window of the fleet views: 24 hours up to the newest quarter hour that ended analytics_setting.late_after ago.';
 COMMENT ON COLUMN closed_24h.since IS 'Start of the window.';
 COMMENT ON COLUMN closed_24h.until IS 'End of the window, not included.';
+COMMENT ON COLUMN closed_24h.moves_at IS 'When the window will have moved on by a quarter hour.';
 
 CREATE OR REPLACE VIEW fleet_inefficient AS
 WITH part AS MATERIALIZED (
@@ -84,34 +86,19 @@ CREATE OR REPLACE VIEW fleet_summary_24h AS
 SELECT
     closed.since,
     closed.until,
-    metered.meters AS meters_reporting,
-    driven.vehicles AS vehicles_reporting,
-    metered.kwh_ac,
-    driven.kwh_dc,
-    CASE WHEN why.reason IS NULL THEN metered.kwh_ac - driven.kwh_dc END AS loss_kwh,
-    CASE WHEN why.reason IS NULL THEN driven.kwh_dc / metered.kwh_ac END AS efficiency,
-    why.reason,
-    kwh_left(metered.kwh_ac, matched.ac) AS unattributed_kwh_ac,
-    kwh_left(driven.kwh_dc, matched.dc) AS unattributed_kwh_dc
+    fleet.meters_reporting,
+    fleet.vehicles_reporting,
+    fleet.kwh_ac,
+    fleet.kwh_dc,
+    fleet.loss_kwh,
+    fleet.efficiency,
+    fleet.reason,
+    fleet.unattributed_kwh_ac,
+    fleet.unattributed_kwh_dc
 FROM closed_24h AS closed
-CROSS JOIN analytics_setting AS setting
-CROSS JOIN LATERAL (
-    SELECT count(*) AS meters, coalesce(sum(meter.readings), 0)::bigint AS readings, coalesce(sum(meter.kwh_ac), 0) AS kwh_ac
-    FROM meter_totals(closed.since, closed.until) AS meter
-) AS metered
-CROSS JOIN LATERAL (
-    SELECT count(*) AS vehicles, coalesce(sum(vehicle.readings), 0)::bigint AS readings, coalesce(sum(vehicle.kwh_dc), 0) AS kwh_dc
-    FROM vehicle_totals(closed.since, closed.until) AS vehicle
-) AS driven
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(part.matched_ac), 0) AS ac, coalesce(sum(part.matched_dc), 0) AS dc
-    FROM fleet_charging(closed.since, closed.until) AS part
-) AS matched
-CROSS JOIN LATERAL efficiency_reason(
-    metered.readings + driven.readings, true, 1, metered.kwh_ac, driven.kwh_dc, setting.efficiency_least_kwh
-) AS why (reason);
+CROSS JOIN LATERAL fleet_summary(closed.since, closed.until) AS fleet;
 
-COMMENT ON VIEW fleet_summary_24h IS 'The whole fleet in 24 hours of closed quarter hours, one row. Totals need no mapping of vehicles to meters.';
+COMMENT ON VIEW fleet_summary_24h IS 'The whole fleet in 24 hours of closed quarter hours, one row. Totals need no mapping of vehicles to meters. Other windows: fleet_summary().';
 COMMENT ON COLUMN fleet_summary_24h.since IS 'Start of the window.';
 COMMENT ON COLUMN fleet_summary_24h.until IS 'End of the window, not included.';
 COMMENT ON COLUMN fleet_summary_24h.meters_reporting IS 'Meters with readings in the window.';

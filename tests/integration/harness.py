@@ -154,6 +154,7 @@ class Daemon:
         self, dsn: str, broker: Address, root: str, folder: Path, *, ready: bool = True, **settings: object
     ) -> None:
         self._ready = ready
+        self._command = str(settings.pop("command", "run"))
         self.client_id = str(settings.pop("client_id", f"test-{uuid.uuid4().hex}"))
         self.status_topic = f"{root}/bridge/{self.client_id}/status"
         self.env = environment(dsn, broker, root, self.client_id, **settings)
@@ -180,7 +181,9 @@ class Daemon:
         self._start = self._read = self._log.stat().st_size if self._log.exists() else 0
         self._events = []
         with self._log.open("ab") as log:
-            self._process = LeashedProcess([PROGRAM, "run"], env=self.env, cwd=self._folder, stdout=log, stderr=log)
+            self._process = LeashedProcess(
+                [PROGRAM, self._command], env=self.env, cwd=self._folder, stdout=log, stderr=log
+            )
         if self._ready:
             self.wait_for_event("mqtt.connected")
             self.wait_for_event("database.connected")

@@ -59,6 +59,7 @@ reader  finding
 reader  fleet_chargers
 reader  fleet_charging
 reader  fleet_performance
+reader  fleet_summary
 reader  kwh_left
 reader  meter_quarters
 reader  meter_totals

@@ -165,7 +165,27 @@ def test_a_batch_that_waits_for_more_is_no_standstill() -> None:
 
 # Secrets
 
-SECRETS = ["database.dsn", "database.password", "mqtt.password"]
+
+@pytest.mark.parametrize("listen", ["", "9465", "localhost:9465", "127.0.0.1:0"])
+def test_the_read_api_listens_on_an_address_and_a_port(listen: str) -> None:
+    assert load().web.address() == ("127.0.0.1", 9465)
+    assert error_of(f'[web]\nlisten = "{listen}"').startswith("web.listen (")
+
+
+@pytest.mark.parametrize(("listen", "is_open"), [("127.0.0.2:1", False), ("[::1]:1", False), ("[::]:1", True)])
+def test_it_is_known_whether_others_can_reach_the_read_api(listen: str, is_open: bool) -> None:  # noqa: FBT001
+    assert load(write(f'[web]\nlisten = "{listen}"')).web.open is is_open
+
+
+@pytest.mark.parametrize("token", ["two words", "ä", "\\n"])
+def test_a_token_that_fits_into_no_header_is_refused_and_not_shown(token: str) -> None:
+    message = error_of(f'[web]\ntoken = "{token}"')
+    assert message.startswith("web.token (")
+    assert "printable ASCII" in message
+    assert token not in message
+
+
+SECRETS = ["database.dsn", "database.password", "mqtt.password", "web.token"]
 
 
 def secret_of(config: Config, key: str) -> str:
@@ -466,7 +486,7 @@ def test_every_key_of_the_shipped_file_is_known_and_every_known_key_is_in_it() -
 
 def test_the_examples_of_the_shipped_file_are_valid() -> None:
     text = uncommented(SHIPPED.read_text(encoding="utf-8"))
-    text = re.sub(r"^(dsn|password)_file = .*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(dsn|password|token)_file = .*$", "", text, flags=re.MULTILINE)
     assert load(write(text.replace("enabled = false", "enabled = true"))).mqtt.tls.enabled
 
 

@@ -24,7 +24,7 @@ MOST_CONNECTIONS = 64
 REQUEST_S = 5.0
 
 
-class Web:
+class Health:
     """Answers on `address` from its construction on.
 
     `unready` says why the bridge is not ready, empty: it is. `metrics` is asked with the Accept header of the request.
@@ -39,7 +39,7 @@ class Web:
     ) -> None:
         self._unready = unready
         self._metrics = metrics
-        self._socket = _listen(*address)
+        self._socket = listen("health.listen", address, "leave it out (each daemon on a machine needs its own)")
         self._server = _Server(
             uvicorn.Config(
                 self._answer,
@@ -135,12 +135,14 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(key: str, address: tuple[str, int], otherwise: str) -> socket.socket:
+    """A socket that listens there. Raises WattbridgeError, with the key and what else to do, where it cannot."""
+    host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise WattbridgeError(
-            f"health.listen: cannot listen on {host} port {port}: {error.strerror or error}; choose another address or "
-            "port, or leave it out (each daemon on a machine needs its own)"
+            f"{key}: cannot listen on {host} port {port}: {error.strerror or error}; choose another address or port, "
+            f"or {otherwise}"
         ) from None

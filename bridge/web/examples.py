@@ -1,0 +1,110 @@
+"""The examples of the OpenAPI document: the worked example of docs/analytics.md. A test asks whether they are true."""
+
+from typing import Any
+
+# By path.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/analytics/performance/{vehicle}": {
+        "vehicleId": "V1",
+        "timeWindowHours": 24.0,
+        "since": "2026-02-10T00:00:00Z",
+        "until": "2026-02-11T00:00:00Z",
+        "totalAcConsumedKwh": 2.7202,
+        "totalDcDeliveredKwh": 2.4508,
+        "chargingEfficiency": 0.9009631644732005,
+        "reason": None,
+        "lossKwh": 0.2694000000000001,
+        "unattributedDcKwh": 0.0,
+        "averageSoc": 22.282,
+        "lastSoc": 24.08,
+        "averageBatteryTemp": 30.3,
+        "maxBatteryTemp": 30.5,
+        "matchedMinutes": 5,
+        "readings": 5,
+        "meters": ["M1"],
+    },
+    "/v1/analytics/fleet": {
+        "timeWindowHours": 24.0,
+        "since": "2026-02-10T00:00:00Z",
+        "until": "2026-02-11T00:00:00Z",
+        "metersReporting": 1,
+        "vehiclesReporting": 2,
+        "totalAcConsumedKwh": 5.5777,
+        "totalDcDeliveredKwh": 5.0002,
+        "chargingEfficiency": 0.8964626996790792,
+        "reason": None,
+        "lossKwh": 0.5774999999999997,
+        "unattributedAcKwh": 0.0,
+        "unattributedDcKwh": 0.0,
+    },
+    "/v1/analytics/chargers": {
+        "items": [
+            {
+                "meterId": "M1",
+                "finding": None,
+                "chargingEfficiency": 0.8964626996790791,
+                "reason": None,
+                "totalAcConsumedKwh": 5.5777,
+                "totalDcDeliveredKwh": 5.0001999999999995,
+                "lossKwh": 0.5775000000000006,
+                "unattributedAcKwh": 0.0,
+                "matchedMinutes": 10,
+                "readings": 10,
+                "vehicles": ["V1", "V2"],
+                "since": "2026-02-10T00:00:00Z",
+                "until": "2026-02-11T00:00:00Z",
+            }
+        ],
+        "next": None,
+    },
+    "/v1/analytics/sessions": {
+        "items": [
+            {
+                "vehicleId": "V1",
+                "meterId": "M1",
+                "started": "2026-02-10T14:47:51.300000Z",
+                "ended": "2026-02-10T14:51:51.300000Z",
+                "acConsumedKwh": 2.7202,
+                "dcDeliveredKwh": 2.4508,
+                "chargingEfficiency": 0.9009631644732005,
+                "reason": None,
+                "meanKw": 29.4096,
+                "peakKw": 35.916000000000004,
+                "socFrom": 20.7,
+                "socTo": 24.08,
+                "matchedMinutes": 5,
+                "readings": 5,
+            },
+            {
+                "vehicleId": "V2",
+                "meterId": "M1",
+                "started": "2026-02-10T14:52:51.300000Z",
+                "ended": "2026-02-10T14:56:51.300000Z",
+                "acConsumedKwh": 2.8575,
+                "dcDeliveredKwh": 2.5494000000000003,
+                "chargingEfficiency": 0.8921784776902887,
+                "reason": None,
+                "meanKw": 30.592800000000004,
+                "peakKw": 35.94,
+                "socFrom": 45.93,
+                "socTo": 49.25,
+                "matchedMinutes": 5,
+                "readings": 5,
+            },
+        ],
+        "next": None,
+    },
+    "/v1/analytics/energy": {
+        "items": [
+            {
+                "day": None,
+                "starts": "2026-02-10T14:00:00Z",
+                "readingsAc": 10,
+                "acConsumedKwh": 5.5777,
+                "readingsDc": 10,
+                "dcDeliveredKwh": 5.0002,
+            }
+        ],
+        "next": None,
+    },
+}

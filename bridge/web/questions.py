@@ -1,0 +1,184 @@
+"""The questions to the database: statements of sql/web over a pool of connections that can only read.
+
+Where the database is away, a question ends with a problem, soon; and the pool heals by itself.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from bridge.config import Config
+from bridge.store import SETTINGS, conninfo, describe
+from bridge.web.problems import ProblemError
+from bridge.web.representation import Row
+
+log = structlog.get_logger()
+
+APPLICATION = "wattbridge-web"
+# A question waits so long for a connection, and not so long once one has waited in vain.
+PATIENCE_S = 2.0
+IMPATIENCE_S = 0.3
+# PostgreSQL ends a question itself; where it cannot be heard any more, we do, so much later.
+GRACE_S = 1.0
+# The same question at once is asked once, and a small answer is given again for so long: a page that a hundred people
+# look at costs what one costs.
+REMEMBERED_S = 1.0
+MOST_ROWS = 100
+MOST_REMEMBERED = 1_000
+RETRY_AFTER = {"Retry-After": "5"}
+LACKING = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.InvalidSchemaName,
+)
+
+
+class Questions:
+    """Asks the database that the configuration names."""
+
+    def __init__(self, config: Config) -> None:
+        self._size = config.web.connections
+        self._timeout_s = config.web.timeout_s
+        self._patience_s = PATIENCE_S
+        self._trouble = ""
+        self._names: dict[str, list[str]] = {}
+        self._asking: dict[tuple[object, ...], asyncio.Task[list[Row]]] = {}
+        # It would repeat what we say ourselves, for each connection and attempt.
+        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        self._pool: AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
+            conninfo(config.database),
+            kwargs={"autocommit": True, "application_name": APPLICATION},
+            min_size=self._size,
+            max_size=self._size,
+            open=False,
+            configure=self._set_up,
+            # After this it gives up, and the next question makes it try again.
+            reconnect_timeout=1.0,
+        )
+
+    async def open(self) -> None:
+        """Begins to connect, and waits for nothing."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._pool.close()
+
+    async def ask(self, question: str, **parameters: object) -> Sequence[Row]:
+        """The rows of a statement, with names as JSON has them; others may be given the same rows.
+
+        Raises ProblemError where the database is to blame.
+        """
+        key = (question, *parameters.values())
+        asking = self._asking.get(key)
+        if asking is None:
+            # A task: it is for all who ask the same, and none of them waits for it longer than it may take.
+            asking = self._asking[key] = asyncio.create_task(self._ask(_statement(question), parameters))
+            asking.add_done_callback(lambda asked: self._asked(key, asked))
+        await asyncio.wait((asking,), timeout=self._timeout_s + GRACE_S)
+        if not asking.done():
+            self._asking.pop(key, None)
+            # Where the database cannot be heard any more, this takes its time.
+            asking.cancel()
+            raise self._slow(question)
+        try:
+            return asking.result()
+        except (asyncio.CancelledError, psycopg.errors.QueryCanceled):
+            raise self._slow(question) from None
+        except psycopg.Error as error:
+            if (trouble := self._blamed(error)) is None:
+                raise
+            if trouble != self._trouble:
+                log.warning("database.away", reason=describe(error), meaning=trouble)
+            self._trouble = trouble
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, trouble, RETRY_AFTER) from None
+
+    def _asked(self, key: tuple[object, ...], asked: asyncio.Task[list[Row]]) -> None:
+        """Remembers a small answer for a moment, and that the database answers."""
+        # Also where nobody waits for it any more, and would ask whether it failed.
+        fine = not asked.cancelled() and asked.exception() is None
+        if fine:
+            self._patience_s = PATIENCE_S
+            if self._trouble:
+                log.info("database.back")
+                self._trouble = ""
+        if fine and len(asked.result()) <= MOST_ROWS and len(self._asking) <= MOST_REMEMBERED:
+            asyncio.get_running_loop().call_later(REMEMBERED_S, self._forget, key, asked)
+        else:
+            self._forget(key, asked)
+
+    def _forget(self, key: tuple[object, ...], asked: asyncio.Task[list[Row]]) -> None:
+        if self._asking.get(key) is asked:
+            del self._asking[key]
+
+    def _slow(self, question: str) -> ProblemError:
+        log.warning("web.slow", question=question, timeout_s=self._timeout_s)
+        said = f"this takes longer than {self._timeout_s:g} s (web.timeout_s): ask for less"
+        return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, said, RETRY_AFTER)
+
+    async def _ask(self, statement: str, parameters: dict[str, object]) -> list[Row]:
+        # Each connection may have been lost since it was used last.
+        for _ in range(self._size):
+            async with self._pool.connection(self._patience_s) as connection:
+                try:
+                    return await self._rows(connection, statement, parameters)
+                except psycopg.OperationalError:
+                    if not connection.closed:
+                        raise
+        async with self._pool.connection(self._patience_s) as connection:
+            return await self._rows(connection, statement, parameters)
+
+    async def _rows(
+        self, connection: AsyncConnection[tuple[Any, ...]], statement: str, parameters: dict[str, object]
+    ) -> list[Row]:
+        cursor = await connection.execute(statement, parameters, binary=True)
+        rows = await cursor.fetchall()
+        names = self._names.get(statement)
+        if names is None:
+            # Once: psycopg makes an object of each column for it.
+            names = self._names[statement] = [_camel(column.name) for column in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _blamed(self, error: psycopg.Error) -> str | None:
+        """What is said about an error that is not the question's; None where it is."""
+        if isinstance(error, PoolTimeout):
+            self._patience_s = IMPATIENCE_S
+            return "no connection to the database: it is away, or busy"
+        if isinstance(error, LACKING):
+            return 'the database lacks the schema of this version: run "wattbridge migrate"'
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            return "the database does not let us read: GRANT wattbridge_reader to the login of this process"
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            return "the database is away"
+        return None
+
+    async def _set_up(self, connection: AsyncConnection[Any]) -> None:
+        settings = {
+            **SETTINGS,
+            "default_transaction_read_only": "on",
+            "statement_timeout": str(max(1, int(self._timeout_s * 1_000))),
+        }
+        for name, value in settings.items():
+            await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+
+
+@cache
+def _camel(name: str) -> str:
+    """`total_ac_consumed_kwh` as JSON has it: totalAcConsumedKwh."""
+    return re.sub(r"_([a-z0-9])", lambda match: match[1].upper(), name)
+
+
+@cache
+def _statement(question: str) -> str:
+    return files("bridge").joinpath("sql", "web", f"{question}.sql").read_text(encoding="utf-8")
