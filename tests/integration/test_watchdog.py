@@ -355,6 +355,8 @@ def test_what_it_answers(
     status: int,
 ) -> None:
     with Daemon(database, broker, topic_root, tmp_path, **watched(port)):
+        # Connected to both sides, it has yet to read its counters.
+        wait_for_equal(lambda: get(port, "/readyz").status, 200)
         answer = get(port, path, method)
         assert answer.status == status
         assert (answer.text == "") == (method == "HEAD")
