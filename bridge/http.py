@@ -40,22 +40,7 @@ class Health:
         self._unready = unready
         self._metrics = metrics
         self._socket = listen("health.listen", address, "leave it out (each daemon on a machine needs its own)")
-        self._server = _Server(
-            uvicorn.Config(
-                self._answer,
-                http=_Connection,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                # What strangers send is not worth a line in our log; what fails in here is logged by us.
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=1,
-            )
-        )
+        self._server = _Server(settings(self._answer, http=_Connection, lifespan="off", timeout_graceful_shutdown=1))
 
     async def run(self) -> None:
         """Answers until `stop`. Whatever fails in here ends the answers and nothing else."""
@@ -133,6 +118,22 @@ class _Connection(H11Protocol):
         # Not a request so far.
         if self.cycle is None:
             self.transport.abort()
+
+
+def settings(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - uvicorn's own types
+    """How a server of ours runs an ASGI application, and `more` of uvicorn's settings."""
+    return uvicorn.Config(
+        app,
+        ws="none",
+        interface="asgi3",
+        # What strangers send is not worth a line in our log; what fails in here is logged by us.
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        **more,
+    )
 
 
 def listen(key: str, address: tuple[str, int], otherwise: str) -> socket.socket:

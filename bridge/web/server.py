@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bridge.config import Config
 from bridge.errors import ExitCode
-from bridge.http import listen
+from bridge.http import listen, settings
 from bridge.web.app import create_app
 
 log = structlog.get_logger()
@@ -37,18 +37,10 @@ def run(config: Config) -> ExitCode:
                 meaning="whoever can reach this address may read everything: set web.token, or listen on 127.0.0.1",
             )
         server = _Server(
-            uvicorn.Config(
+            settings(
                 create_app(config),
                 http=_Connection,
-                ws="none",
                 lifespan="on",
-                interface="asgi3",
-                # What strangers send is not worth a line in our log; what fails in here is logged by us.
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
                 limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=int(web.timeout_s) + 2,
             )

@@ -8,11 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from tests.analytics.asking import connected
-from tests.integration.harness import ask
+from tests.integration.harness import ask, cloned
 
 DAYS = 10
 PARTITION = re.compile(r"(?:meter|vehicle)_history_(\d{8})")
@@ -48,19 +46,13 @@ CROSS JOIN LATERAL date_bin('15 minutes', now() - make_interval(hours => hours),
 @pytest.fixture(scope="module")
 def filled(postgres_dsn_admin: str, template: str) -> Iterator[str]:
     """The DSN of a database with days of history, all closed quarter hours rolled up, and some marks."""
-    name = sql.Identifier(f"{template}_filled")
-    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template)))
-        try:
-            dsn = make_conninfo(postgres_dsn_admin, dbname=f"{template}_filled")
-            ask(dsn, FILL)
-            ask(dsn, "SELECT rollup_advance(now() - interval '20 minutes')")
-            ask(dsn, "SELECT rollup_refresh('30 days')")
-            ask(dsn, MARKS)
-            ask(dsn, "VACUUM ANALYZE")
-            yield dsn
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    with cloned(postgres_dsn_admin, template) as dsn:
+        ask(dsn, FILL)
+        ask(dsn, "SELECT rollup_advance(now() - interval '20 minutes')")
+        ask(dsn, "SELECT rollup_refresh('30 days')")
+        ask(dsn, MARKS)
+        ask(dsn, "VACUUM ANALYZE")
+        yield dsn
 
 
 # --- what is asked -----------------------------------------------------------------------------------------

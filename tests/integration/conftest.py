@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from bridge.migrate import migrate
 from bridge.services import EmbeddedPostgres, PrivateMosquitto
-from tests.integration.harness import Daemon, Proxy, Publisher, ask, cloned
+from tests.integration.harness import Daemon, Proxy, Publisher, ask, cloned, wait_until
 
 POSTGRES_IMAGE = os.environ.get("WATTBRIDGE_TEST_POSTGRES_IMAGE", "postgres:18")
 MOSQUITTO_IMAGE = os.environ.get("WATTBRIDGE_TEST_MOSQUITTO_IMAGE", "eclipse-mosquitto:2.0")
@@ -111,6 +111,24 @@ def devices(daemon: Daemon, broker: Broker, topic_root: str) -> Iterator[Publish
     """Devices whose bridge is running."""
     with Publisher(broker, topic_root) as publisher:
         yield publisher
+
+
+@pytest.fixture
+def logins(database: str, postgres_dsn_admin: str) -> Iterator[dict[str, str]]:
+    """DSNs of a login of each role, and of a stranger without any."""
+    names = {role: f"test_{role}_{uuid.uuid4().hex[:8]}" for role in ("writer", "retention", "reader", "stranger")}
+    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
+        for role, name in names.items():
+            login = sql.Identifier(name)
+            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(login))
+            if role != "stranger":
+                admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(f"wattbridge_{role}"), login))
+        yield {role: make_conninfo(database, user=name, password="test") for role, name in names.items()}
+        # A session that has just been closed may still have its temporary tables, and they an owner.
+        query = "SELECT FROM pg_stat_activity WHERE usename = ANY (%s)"
+        wait_until(lambda: not admin.execute(query, (list(names.values()),)).fetchall(), "their sessions have ended")
+        for name in names.values():
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 def in_containers() -> bool:

@@ -11,10 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
-from tests.integration.harness import ask
+from tests.integration.harness import ask, cloned
 from tests.integration.test_alerts import OF_PROMETHEUS, Exposed, exposed, metrics_of, promtool, with_promtool
 
 __all__ = ["exposed"]
@@ -153,17 +151,11 @@ def test_compose_mounts_what_grafana_is_told_to_read() -> None:
 @pytest.fixture(scope="module")
 def filled(postgres_dsn_admin: str, template: str) -> Iterator[str]:
     """The DSN of a database with a day of a small fleet, rolled up as far as it is closed."""
-    name = sql.Identifier(f"{template}_dashboards")
-    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template)))
-        try:
-            dsn = make_conninfo(postgres_dsn_admin, dbname=f"{template}_dashboards")
-            ask(dsn, FILL)
-            ask(dsn, "SELECT rollup_advance(now() - interval '20 minutes')")
-            ask(dsn, "SELECT rollup_refresh('30 days')")
-            yield dsn
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    with cloned(postgres_dsn_admin, template) as dsn:
+        ask(dsn, FILL)
+        ask(dsn, "SELECT rollup_advance(now() - interval '20 minutes')")
+        ask(dsn, "SELECT rollup_refresh('30 days')")
+        yield dsn
 
 
 def as_grafana_sends_it(text: str, **values: str) -> str:

@@ -2,7 +2,6 @@
 
 import subprocess
 import threading
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from bridge.migrate import scripts
 from tests.integration.harness import (
@@ -122,24 +119,6 @@ def test_every_key_starts_with_the_device(database: str) -> None:
 # --- roles -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def logins(database: str, postgres_dsn_admin: str) -> Iterator[dict[str, str]]:
-    """DSNs of a login of each role, and of one without any."""
-    names = {role: f"test_{role}_{uuid.uuid4().hex[:8]}" for role in ("writer", "reader", "nobody")}
-    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
-        for role, name in names.items():
-            login = sql.Identifier(name)
-            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(login))
-            if role != "nobody":
-                admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(f"wattbridge_{role}"), login))
-        yield {role: make_conninfo(database, user=name, password="test") for role, name in names.items()}
-        # A session that has just been closed may still have its temporary tables, and they an owner.
-        query = "SELECT FROM pg_stat_activity WHERE usename = ANY (%s)"
-        wait_until(lambda: not admin.execute(query, (list(names.values()),)).fetchall(), "their sessions have ended")
-        for name in names.values():
-            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
 def test_the_writer_is_enough_for_the_daemon(
     database: str, logins: dict[str, str], broker: Address, topic_root: str, tmp_path: Path
 ) -> None:
@@ -193,9 +172,9 @@ def test_the_reader_sees_the_views_alone(database: str, logins: dict[str, str]) 
     for (view,) in ask(database, tables, ["v", "m"]):
         ask(logins["reader"], f"SELECT * FROM {view}")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            ask(logins["nobody"], f"SELECT * FROM {view}")
+            ask(logins["stranger"], f"SELECT * FROM {view}")
     for (table,) in ask(database, tables, ["r", "p"]):
-        for login in ("reader", "nobody"):
+        for login in ("reader", "stranger"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 ask(logins[login], f"SELECT * FROM {table}")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):

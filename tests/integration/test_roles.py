@@ -1,15 +1,10 @@
 """Who may do what, all of it, by the catalog; and what a hostile login can do with the functions of the owner."""
 
-import uuid
-from collections.abc import Iterator
-
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from bridge.migrate import migrate
-from tests.integration.harness import ask, one, wait_until
+from tests.integration.harness import ask, one
 
 # All that the roles are given on tables and views.
 TABLES = """
@@ -103,24 +98,6 @@ FROM pg_class
 WHERE relnamespace = 'public'::regnamespace
     AND CASE WHEN relkind = 'S' THEN has_sequence_privilege(oid, 'USAGE, SELECT, UPDATE') END
 """
-
-
-@pytest.fixture
-def logins(database: str, postgres_dsn_admin: str) -> Iterator[dict[str, str]]:
-    """DSNs of a login of each role, and of a stranger without any."""
-    names = {role: f"test_{role}_{uuid.uuid4().hex[:8]}" for role in ("writer", "retention", "reader", "stranger")}
-    with psycopg.connect(postgres_dsn_admin, autocommit=True) as admin:
-        for role, name in names.items():
-            login = sql.Identifier(name)
-            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(login))
-            if role != "stranger":
-                admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(f"wattbridge_{role}"), login))
-        yield {role: make_conninfo(database, user=name, password="test") for role, name in names.items()}
-        # A session that has just been closed may still have its temporary tables, and they an owner.
-        query = "SELECT FROM pg_stat_activity WHERE usename = ANY (%s)"
-        wait_until(lambda: not admin.execute(query, (list(names.values()),)).fetchall(), "their sessions have ended")
-        for name in names.values():
-            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 # --- what they may do --------------------------------------------------------------------------------------
