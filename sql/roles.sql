@@ -5,6 +5,9 @@ DECLARE
     wanted text;
     -- Functions run with the rights of the owner of the schema, so that readers need none on its tables.
     asking regprocedure[] := ARRAY[
+        'charger_performance(text, timestamptz, timestamptz)',
+        'charger_sessions(text, timestamptz, timestamptz)',
+        'charger_vehicles(text, timestamptz, timestamptz)',
         'charging_sessions(text, timestamptz, timestamptz)',
         'device_quality(text)',
         'efficiency_reason(bigint, boolean, bigint, double precision, double precision, double precision)',
@@ -14,11 +17,13 @@ DECLARE
         'finding(double precision, double precision, double precision, double precision)',
         'fleet_charging(timestamptz, timestamptz, boolean)',
         'fleet_chargers(timestamptz, timestamptz)',
+        'fleet_faults(timestamptz, timestamptz)',
         'fleet_performance(timestamptz, timestamptz)',
         'fleet_summary(timestamptz, timestamptz)',
         'kwh_left(double precision, double precision)',
         'meter_quarters(text, timestamptz, timestamptz)',
         'meter_totals(timestamptz, timestamptz)',
+        'vehicle_efficiency_by_hour(text, timestamptz, timestamptz)',
         'vehicle_performance(text, timestamptz, timestamptz)',
         'vehicle_quarters(text, timestamptz, timestamptz)',
         'vehicle_totals(timestamptz, timestamptz)'
@@ -39,11 +44,14 @@ DECLARE
         'ensure_rollup_partitions(timestamptz, timestamptz)',
         'fleet_runs(timestamptz, timestamptz)',
         'history_days(timestamptz)',
+        'loses(double precision, double precision, double precision, double precision)',
         'mark_reassigned()',
         'marked(text, text)',
         'marked_vehicles(tstzrange)',
+        'meter_runs(text, timestamptz, timestamptz)',
         'meter_quarters_between(timestamptz, timestamptz)',
         'meter_quarters_of(text[], timestamptz[], timestamptz[])',
+        'meter_vehicles(text, timestamptz, timestamptz)',
         'new_devices(text, timestamptz)',
         'restart_rollups()',
         'rolled_up(timestamptz, timestamptz)',
@@ -103,8 +111,9 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'wattbridge_reader') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO wattbridge_reader', current_schema());
         GRANT SELECT ON
-            charger_performance_24h, charging_session, closed_24h, data_quality, dead_letter_summary, device_silent, fleet_inefficient,
-            fleet_summary_24h, ingest_status, meter_reading, meter_status, vehicle_performance_24h, vehicle_reading, vehicle_status
+            charger_performance_24h, charging_session, closed_24h, data_quality, dead_letter_list, dead_letter_summary, device_silent,
+            fleet_inefficient, fleet_now, fleet_summary_24h, ingest_status, meter_reading, meter_status, vehicle_performance_24h,
+            vehicle_reading, vehicle_status
         TO wattbridge_reader;
         FOREACH routine IN ARRAY asking LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO wattbridge_reader', routine);

@@ -132,3 +132,45 @@ $$;
 
 COMMENT ON FUNCTION charging_sessions(text, timestamptz, timestamptz) IS
     'The charging sessions of a vehicle (NULL: of all) that overlap since to until, whole, in order of time. Columns as in charging_session.';
+
+CREATE OR REPLACE FUNCTION charger_sessions(
+    meter text, since timestamptz DEFAULT '-infinity', until timestamptz DEFAULT 'infinity'
+)
+RETURNS TABLE (
+    vehicle_id      text,
+    meter_id        text,
+    started         timestamptz,
+    ended           timestamptz,
+    readings        bigint,
+    matched_minutes bigint,
+    kwh_ac          double precision,
+    kwh_dc          double precision,
+    efficiency      double precision,
+    reason          text,
+    mean_kw         double precision,
+    peak_kw         double precision,
+    soc_from        double precision,
+    soc_to          double precision
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF since >= until THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT session.*
+    FROM analytics_setting AS setting
+    -- A session may reach over a short window and have its readings before and after it.
+    CROSS JOIN LATERAL meter_vehicles(meter, charger_sessions.since - setting.session_gap, charger_sessions.until) AS vehicle
+    CROSS JOIN LATERAL charging_sessions(vehicle, charger_sessions.since, charger_sessions.until) AS session
+    WHERE session.meter_id = meter
+    ORDER BY session.vehicle_id, session.started;
+END
+$$;
+
+COMMENT ON FUNCTION charger_sessions(text, timestamptz, timestamptz) IS
+    'The charging sessions at a meter that overlap since to until, whole, by vehicle and time. Columns as in charging_session.';

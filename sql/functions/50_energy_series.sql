@@ -129,3 +129,46 @@ COMMENT ON FUNCTION energy_by_day(timestamptz, timestamptz, text, text) IS
     'Energy by day of analytics_setting.time_zone, 23 or 25 hours long where clocks change; otherwise as energy_by_quarter_hour. Columns: day, '
     'starts (its first instant), readings_ac, kwh_ac (AC energy, in kWh), readings_dc, kwh_dc (DC energy, in kWh).';
 REVOKE ALL ON FUNCTION energy_by_day(timestamptz, timestamptz, text, text) FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION vehicle_efficiency_by_hour(
+    vehicle text,
+    since timestamptz,
+    until timestamptz DEFAULT 'infinity'
+) RETURNS TABLE (
+    starts timestamptz,
+    kwh_ac double precision,
+    kwh_dc double precision,
+    efficiency double precision,
+    reason text
+)
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+    SELECT
+        hour.starts,
+        hour.ac,
+        hour.dc,
+        CASE WHEN why.reason IS NULL THEN hour.dc / hour.ac END,
+        why.reason
+    FROM (
+        SELECT
+            date_trunc('hour', run.quarter_hour, time_zone) AS starts,
+            sum(run.readings) AS readings,
+            sum(run.minutes) AS minutes,
+            sum(run.matched_ac) AS ac,
+            sum(run.matched_dc) AS dc,
+            efficiency_least_kwh AS least_kwh
+        FROM vehicle_runs(vehicle, since, until) AS run
+        CROSS JOIN analytics_setting
+        GROUP BY date_trunc('hour', run.quarter_hour, time_zone), efficiency_least_kwh
+    ) AS hour
+    CROSS JOIN LATERAL efficiency_reason(hour.readings, true, hour.minutes, hour.ac, hour.dc, hour.least_kwh) AS why (reason)
+    ORDER BY hour.starts
+$$;
+
+COMMENT ON FUNCTION vehicle_efficiency_by_hour(text, timestamptz, timestamptz) IS
+    'How efficiently a vehicle charged, by hour of analytics_setting.time_zone, of its readings with since <= ts < until; the sums are those of '
+    'vehicle_performance(). Columns: starts (of the hour), kwh_ac, kwh_dc (energy of the matched minutes, in kWh), efficiency (kwh_dc / kwh_ac; NULL '
+    'where it means nothing), reason (why there is none: no matched minute, too little energy, more DC than AC). Hours in which it was plugged in '
+    'nowhere are absent.';
+REVOKE ALL ON FUNCTION vehicle_efficiency_by_hour(text, timestamptz, timestamptz) FROM PUBLIC;

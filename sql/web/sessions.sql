@@ -1,3 +1,4 @@
+-- Only the one that suits is computed: of a meter without a vehicle, the vehicles that were there are enough.
 SELECT
     session.vehicle_id,
     session.meter_id,
@@ -13,8 +14,15 @@ SELECT
     session.soc_to,
     session.matched_minutes,
     session.readings
-FROM charging_sessions(%(vehicle)s, %(since)s, coalesce(%(until)s, 'infinity'::timestamptz)) AS session
-WHERE (%(meter)s::text IS NULL OR session.meter_id = %(meter)s)
-    AND (%(after_started)s::timestamptz IS NULL OR (session.vehicle_id, session.started) > (%(after_vehicle)s, %(after_started)s))
+FROM (
+    SELECT one.*
+    FROM charging_sessions(%(vehicle)s, %(since)s, coalesce(%(until)s, 'infinity'::timestamptz)) AS one
+    WHERE (%(vehicle)s::text IS NOT NULL OR %(meter)s::text IS NULL) AND (%(meter)s::text IS NULL OR one.meter_id = %(meter)s)
+    UNION ALL
+    SELECT there.*
+    FROM charger_sessions(%(meter)s, %(since)s, coalesce(%(until)s, 'infinity'::timestamptz)) AS there
+    WHERE %(vehicle)s::text IS NULL AND %(meter)s::text IS NOT NULL
+) AS session
+WHERE %(after_started)s::timestamptz IS NULL OR (session.vehicle_id, session.started) > (%(after_vehicle)s, %(after_started)s)
 ORDER BY session.vehicle_id, session.started
 LIMIT %(rows)s

@@ -83,6 +83,14 @@ class Comparison:
         for vehicle in vehicles:
             found = ask("vehicle_performance(%s, %s, %s)", vehicle)
             self.same(f"vehicle_performance({vehicle}, {span})", found, [part.vehicle_performance(vehicle)])
+            found = ask("vehicle_efficiency_by_hour(%s, %s, %s)", vehicle)
+            self.same(f"vehicle_efficiency_by_hour({vehicle}, {span})", found, part.efficiency_by_hour(vehicle))
+        self.same(f"fleet_faults({span})", ask("fleet_faults(%s, %s)"), part.fleet_faults())
+        for meter in meters:
+            found = ask("charger_performance(%s, %s, %s)", meter)
+            self.same(f"charger_performance({meter}, {span})", found, [part.charger_performance(meter)])
+            found = ask("charger_vehicles(%s, %s, %s)", meter)
+            self.same(f"charger_vehicles({meter}, {span})", found, part.charger_vehicles(meter))
         self._quarters(span, ask, "vehicle", part.vehicle_quarters(), vehicles)
         self._quarters(span, ask, "meter", part.meter_quarters(), meters)
 
@@ -91,6 +99,9 @@ class Comparison:
         for vehicle in vehicles:
             own = [row for row in sessions if row["vehicle_id"] == vehicle]
             self.same(f"charging_sessions({vehicle}, {span})", ask("charging_sessions(%s, %s, %s)", vehicle), own)
+        for meter in meters:
+            own = [row for row in sessions if row["meter_id"] == meter]
+            self.same(f"charger_sessions({meter}, {span})", ask("charger_sessions(%s, %s, %s)", meter), own)
 
     def _quarters(self, span: str, ask: Any, kind: str, expected: list[Row], devices: Iterable[str]) -> None:
         key = f"{kind}_id"

@@ -54,6 +54,23 @@ class Minute(NamedTuple):
     dc: Fraction
 
 
+class Energy(NamedTuple):
+    """Matched energy."""
+
+    ac: Fraction = Fraction()
+    dc: Fraction = Fraction()
+
+    def __add__(self, other: Any) -> "Energy":
+        return Energy(self.ac + other.ac, self.dc + other.dc)
+
+    def efficiency(self, least: float) -> float | None:
+        return None if self.ac < least or self.dc > self.ac else float(self.dc / self.ac)
+
+
+Pairs = dict[tuple[str, str], Energy]
+"""By meter and vehicle."""
+
+
 def plugged_meter(
     vehicle_id: str, ts: datetime, named: str | None, assignments: Iterable[tuple[str, str, Any]], settings: Row
 ) -> str | None:
@@ -138,6 +155,108 @@ class Naive:
             "unattributed_kwh_ac": float(total(rows) - sum(minute.ac for minute in minutes)),
             "vehicles": sorted(vehicles),
         }
+
+    def charger_performance(self, meter_id: str) -> Row:
+        return self._charger(meter_id)
+
+    def charger_vehicles(self, meter_id: str) -> list[Row]:
+        """In order of vehicle."""
+        there: dict[str, list[Vehicle]] = defaultdict(list)
+        for row in self.vehicles:
+            if row.meter_id == meter_id:
+                there[row.vehicle_id].append(row)
+        return [
+            {"vehicle_id": vehicle_id}
+            | self._efficiency(self._at(meter_id, vehicle_id), readings=True, known=True)
+            | {"first_seen": rows[0].ts, "last_seen": rows[-1].ts}
+            for vehicle_id, rows in sorted(there.items())
+        ]
+
+    def efficiency_by_hour(self, vehicle_id: str) -> list[Row]:
+        """In order of time."""
+        zone = ZoneInfo(self.settings["time_zone"])
+        plugged = [row for row in self.vehicles if row.vehicle_id == vehicle_id and row.meter_id is not None]
+        hours: dict[datetime, list[Minute]] = {start(floor(row.ts, QUARTER_HOUR), "hour", zone): [] for row in plugged}
+        for minute in self.matched:
+            if minute.vehicle_id == vehicle_id:
+                hours[start(floor(minute.first_ts, QUARTER_HOUR), "hour", zone)].append(minute)
+        names = ("kwh_ac", "kwh_dc", "efficiency", "reason")
+        return [
+            {"starts": starts} | {name: figures[name] for name in names}
+            for starts, minutes in sorted(hours.items())
+            for figures in [self._efficiency(minutes, readings=True, known=True)]
+        ]
+
+    def fleet_faults(self) -> list[Row]:
+        """Most loss first."""
+        pairs: dict[tuple[str, str], Energy] = defaultdict(Energy)
+        for minute in self.matched:
+            if minute.ac or minute.dc:
+                pairs[minute.meter_id, minute.vehicle_id] += minute
+        found = []
+        for charger in self.fleet_chargers():
+            if charger["finding"] != "inefficient":
+                continue
+            meter_id = charger["meter_id"]
+            vehicles = sorted(vehicle for meter, vehicle in pairs if meter == meter_id)
+            verdict = self._verdict(meter_id, vehicles, pairs)
+            for vehicle in vehicles:
+                here, elsewhere = pairs[meter_id, vehicle], self._elsewhere(meter_id, vehicle, pairs)
+                least = self.settings["efficiency_least_kwh"]
+                found.append(
+                    {
+                        "meter_id": meter_id,
+                        "verdict": verdict,
+                        "vehicle_id": vehicle,
+                        "kwh_ac": float(here.ac),
+                        "kwh_dc": float(here.dc),
+                        "efficiency": here.efficiency(least),
+                        "elsewhere_kwh_ac": float(elsewhere.ac),
+                        "elsewhere_efficiency": elsewhere.efficiency(least),
+                        "meter_kwh_ac": charger["kwh_ac"],
+                        "meter_efficiency": charger["efficiency"],
+                        "meter_loss_kwh": charger["loss_kwh"],
+                    }
+                )
+        return sorted(found, key=lambda row: (-row["meter_loss_kwh"], row["meter_id"], row["vehicle_id"]))
+
+    def _verdict(self, meter_id: str, vehicles: list[str], pairs: "Pairs") -> str:
+        """Sorts the vehicles by what they say."""
+        sets: dict[str, set[str]] = defaultdict(set)
+        for vehicle in vehicles:
+            here = self._says(pairs[meter_id, vehicle])
+            others = [
+                (self._says(energy), any(self._says(e) == "fine" for (m, _), e in pairs.items() if m == meter))
+                for (meter, who), energy in pairs.items()
+                if who == vehicle and meter != meter_id
+            ]
+            said = {says for says, _ in others} | {self._says(self._elsewhere(meter_id, vehicle, pairs))}
+            elsewhere = "fine" if "fine" in said else "loses" if "loses" in said else "nothing"
+            sets[here if here != "loses" else f"loses here, {elsewhere} elsewhere"].add(vehicle)
+            if here == "loses" and elsewhere != "fine" and ("loses", True) in others:
+                sets["faulty"].add(vehicle)
+        fine, accusing = len(sets["fine"]), len(sets["loses here, fine elsewhere"])
+        losing, only_here = len(sets["loses here, loses elsewhere"]), len(sets["loses here, nothing elsewhere"])
+        if (not fine and (accusing or only_here >= 2)) or (accusing >= 2 and accusing > fine):
+            return "charger"
+        if not accusing and (
+            (fine and losing) or (fine >= 2 and only_here) or (losing and not only_here and sets["faulty"])
+        ):
+            return "vehicle"
+        return "cannot tell"
+
+    def _says(self, energy: "Energy") -> str:
+        least = max(self.settings["inefficient_least_kwh"], self.settings["efficiency_least_kwh"])
+        if energy.ac < least or energy.dc > energy.ac:
+            return "nothing"
+        return "loses" if energy.dc < self.settings["inefficient_below"] * energy.ac else "fine"
+
+    def _elsewhere(self, meter_id: str, vehicle_id: str, pairs: "Pairs") -> "Energy":
+        own = [energy for (meter, vehicle), energy in pairs.items() if vehicle == vehicle_id and meter != meter_id]
+        return Energy(sum((e.ac for e in own), Fraction()), sum((e.dc for e in own), Fraction()))
+
+    def _at(self, meter_id: str, vehicle_id: str) -> list[Minute]:
+        return [minute for minute in self.matched if (minute.meter_id, minute.vehicle_id) == (meter_id, vehicle_id)]
 
     def fleet_inefficient(self) -> list[Row]:
         """Worst first, and faults after them."""

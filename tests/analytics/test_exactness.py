@@ -393,6 +393,20 @@ TOLD = {
         Write([at("VEH-1", "MTR-1", every=900), at("VEH-2", "MTR-2", every=900.000001)]),
         *ROLLED_UP,
     ],
+    "a late vehicle was at a meter whose mark is done with already": [
+        *(Write([at("VEH-1", "MTR-1"), at(None, "MTR-1", starts=2 * HOUR)]), *ROLLED_UP),
+        Write([at("VEH-2", "MTR-1", starts=2 * HOUR, reports=False)]),
+        # As by a step of one mark: at the meter nothing has changed but who was there.
+        *(Alter("DELETE FROM rollup_mark WHERE kind = 'meter'"), Ask([(ALWAYS_AGO, FOREVER_ON), (HOUR, 3 * HOUR)])),
+    ],
+    "a session reaches over a window without readings": [
+        Alter("UPDATE analytics_setting SET session_gap = '1 hour'"),
+        *(Write([at("VEH-1", "MTR-1", every=3_600)]), *ROLLED_UP, Ask([(10 * MINUTE, 20 * MINUTE)])),
+    ],
+    "an hour of the zone begins at a quarter past": [
+        Alter("UPDATE analytics_setting SET time_zone = 'Asia/Kathmandu'"),
+        *(Write([at("VEH-1", "MTR-1", readings=20, every=300)]), *ROLLED_UP),
+    ],
     "late by nothing, and by a little": [
         Write([at("VEH-1", "MTR-1", delay=120), at("VEH-2", "MTR-2", delay=120.000001)]),
         *(*ROLLED_UP, EVERYTHING, Alter("UPDATE analytics_setting SET late_after = '1 second'"), *ROLLED_UP),

@@ -78,6 +78,19 @@ QUESTIONS = {
         )
         for hours in range(1, 6)
     },
+    "charger_performance": (f"SELECT * FROM charger_performance('{METER}')", (DAY, -DAY)),
+    "charger_vehicles": (f"SELECT * FROM charger_vehicles('{METER}')", (DAY, -DAY)),
+    "charger_vehicles, long ago": (
+        f"SELECT * FROM charger_vehicles('{METER}', now() - interval '82 hours', now() - interval '70 hours')",
+        (timedelta(hours=82), timedelta(hours=70)),
+    ),
+    "charger_sessions": (f"SELECT * FROM charger_sessions('{METER}', now() - interval '3 days')", (4 * DAY, -DAY)),
+    "vehicle_efficiency_by_hour": (
+        f"SELECT * FROM vehicle_efficiency_by_hour('{VEHICLE}', now() - interval '1 day')",
+        (DAY, -DAY),
+    ),
+    "fleet_faults": ("SELECT * FROM fleet_faults(now() - interval '1 day')", (DAY, -DAY)),
+    "fleet_now": ("SELECT * FROM fleet_now", NONE),
     "charging_session": (f"SELECT * FROM charging_session WHERE vehicle_id = '{VEHICLE}'", (DAYS * DAY, -DAY)),
 }
 
@@ -128,12 +141,13 @@ CALLS = {
     "vehicle_runs": f"'{VEHICLE}', {SINCE}, {UNTIL}",
     "fleet_charging": f"{SINCE}, {UNTIL}",
     "charging_sessions": f"'{VEHICLE}', {SINCE}, {UNTIL}",
+    "meter_vehicles": f"'{METER}', {SINCE}, {UNTIL}",
     "vehicle_quarters_of": PIECE,
     "charging_of": PIECE,
     "charging_between": f"{SINCE}, {UNTIL}",
 }
 # These read history themselves, whatever is rolled up.
-READ_HISTORY = {"vehicle_quarters_of", "charging_of", "charging_between"}
+READ_HISTORY = {"meter_vehicles", "vehicle_quarters_of", "charging_of", "charging_between"}
 
 
 def explaining(definition: str) -> str:

@@ -22,6 +22,7 @@ from tests.integration.harness import (
     environment,
     meter,
     now,
+    one,
     vehicle,
     wait_for_received,
     wait_until,
@@ -96,6 +97,11 @@ def test_a_migration_that_fails_leaves_nothing(empty: str, broker: Address, tmp_
     assert reply.code == 1
     assert reply.err.startswith("wattbridge: the database says:")
     assert ask(empty, "SELECT to_regclass('meter_history'), to_regclass('schema_migration')") == [(None, None)]
+
+
+def test_the_planner_knows_the_tables_of_one_row(database: str) -> None:
+    for table in ("analytics_setting", "rollup_progress"):
+        assert one(database, "SELECT reltuples FROM pg_class WHERE oid = to_regclass(%s)", table) == 1
 
 
 def test_every_key_starts_with_the_device(database: str) -> None:

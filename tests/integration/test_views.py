@@ -442,6 +442,96 @@ def test_two_newest_dead_letters_make_one_row(session: Connection[Row]) -> None:
     assert found == {"letters": 3, "example_detail": "1"}
 
 
+def test_dead_letters_one_by_one_the_newest_first(session: Connection[Row]) -> None:
+    begin = datetime(2026, 5, 4, tzinfo=UTC)
+    letters = [
+        ("A", b"\x01" * 32, b"<script>", 1),
+        ("", b"\xff" * 32, b"\x00\xfe" * 5_000, 3),
+        ("B", b"\x02" * 32, b"", 2),
+    ]
+    for device, digest, payload, minute in letters:
+        session.execute(
+            "INSERT INTO dead_letter VALUES (%s, %s, 'a/topic', %s, 'text/html', 'malformed', 'not JSON', %s)",
+            (device, digest, payload, begin + MINUTE * minute),
+        )
+    assert read(session, "SELECT * FROM dead_letter_list LIMIT 2") == [
+        {
+            "id": digest.hex(),
+            "device_id": device,
+            "topic": "a/topic",
+            "content_type": "text/html",
+            "payload": payload,
+            "payload_bytes": len(payload),
+            "reason": "malformed",
+            "detail": "not JSON",
+            "received_at": begin + MINUTE * minute,
+        }
+        for device, digest, payload, minute in (letters[1], letters[2])
+    ]
+
+
+def test_dead_letters_are_found_without_reading_all(session: Connection[Row]) -> None:
+    session.execute(
+        "INSERT INTO dead_letter SELECT 'A', number::text::bytea, 't', '', NULL, 'malformed', 'd', "
+        "now() - number * interval '1 second' FROM generate_series(1, 5000) AS number"
+    )
+    session.execute("ANALYZE dead_letter")
+    for question, index in (("LIMIT 50", "Backward using dead_letter_received"), ("WHERE id = '31'", "dead_letter_id")):
+        plan = read(session, f"EXPLAIN SELECT * FROM dead_letter_list {question}")
+        assert index in " ".join(line["QUERY PLAN"] for line in plan)
+
+
+# --- the fleet now -----------------------------------------------------------------------------------------
+
+
+def send_now(session: Connection[Row], kind: str, device: str, kwh: float, ago: float, delay: float = 1) -> None:
+    """The newest reading of a device arrived so many seconds ago, so many after its timestamp."""
+    values = {"meter": "230", "vehicle": "50, 30, NULL"}[kind]
+    session.execute(
+        f"INSERT INTO {kind}_live VALUES (%s, now() - make_interval(secs => %s), %s, {values}, "
+        "now() - make_interval(secs => %s))",
+        (device, ago + delay, kwh, ago),
+    )
+
+
+def test_the_fleet_now(session: Connection[Row]) -> None:
+    empty = dict.fromkeys(
+        ("meters", "vehicles", "meters_silent", "vehicles_silent", "meters_drawing", "vehicles_charging"), 0
+    )
+    nothing = dict.fromkeys(("newest_received_at", "median_delay_s", "p95_delay_s"))
+    assert read(session, "SELECT * FROM fleet_now") == [empty | {"kw_ac": 0.0, "kw_dc": 0.0} | nothing]
+
+    # Silent after five intervals of 30 seconds.
+    session.execute("UPDATE analytics_setting SET reading_interval = '30 seconds'")
+    send_now(session, "meter", "MTR-1", 0.25, ago=10, delay=1)
+    send_now(session, "meter", "MTR-2", 0.5, ago=149, delay=1_000)
+    send_now(session, "meter", "MTR-3", 0, ago=20, delay=3)
+    send_now(session, "meter", "MTR-4", 8, ago=150, delay=2_000)
+    send_now(session, "vehicle", "VEH-1", 0.125, ago=10.5, delay=5)
+    send_now(session, "vehicle", "VEH-2", 0, ago=119, delay=-2)
+    send_now(session, "vehicle", "VEH-3", 4, ago=900, delay=1)
+    # Without a timestamp of its own: no delay.
+    send_now(session, "vehicle", "VEH-4", 0.5, ago=30, delay=0)
+    (found,) = read(session, "SELECT *, now() - newest_received_at AS ago FROM fleet_now")
+    silent = read(session, "SELECT kind, device_id FROM device_silent ORDER BY kind, device_id")
+    assert [row["device_id"] for row in silent] == ["MTR-4", "VEH-3"]
+    assert found == {
+        "meters": 4,
+        "vehicles": 4,
+        "meters_silent": 1,
+        "vehicles_silent": 1,
+        "meters_drawing": 2,
+        "vehicles_charging": 2,
+        "kw_ac": 0.75 * 120,
+        "kw_dc": 0.625 * 120,
+        "newest_received_at": found["newest_received_at"],
+        "ago": timedelta(seconds=10),
+        # Of -2, 1, 3 and 5 seconds.
+        "median_delay_s": pytest.approx(2),
+        "p95_delay_s": pytest.approx(3 + 0.85 * 2),
+    }
+
+
 # --- what everything is called, and who may see it ---------------------------------------------------------
 
 # The functions that come with a range type, or an extension, need no comment of ours.
@@ -502,7 +592,7 @@ def test_the_search_for_missing_comments_finds_them(session: Connection[Row]) ->
 
 
 def test_comments_give_the_unit(session: Connection[Row]) -> None:
-    """Of energy and power, of state of charge, voltage and temperature; a share or ratio says of what."""
+    """Of energy and power, of state of charge, voltage, temperature and delay; a share or ratio says of what."""
     numbers = read(
         session,
         """
@@ -514,7 +604,7 @@ def test_comments_give_the_unit(session: Connection[Row]) -> None:
         """,
     )
     assert len(numbers) > 40
-    units = ("kWh", "kW", " V.", "percent", "Celsius", " / ", "DC over AC", "from 0 to 1", "kwh_ac - kwh_dc")
+    units = ("kWh", "kW", " V.", "percent", "Celsius", "seconds", " / ", "DC over AC", "from 0 to 1", "kwh_ac - kwh_dc")
     assert [row for row in numbers if not any(unit in row["said"] for unit in units)] == []
 
 
@@ -530,6 +620,11 @@ CALLS = [
     "energy_by_hour(now() - interval '1 day', meter => 'MTR-1')",
     "energy_by_day(now() - interval '1 day', vehicle => 'VEH-1')",
     "device_quality('MTR-1')",
+    "charger_performance('MTR-1')",
+    "charger_sessions('MTR-1')",
+    "charger_vehicles('MTR-1')",
+    "fleet_faults(now() - interval '1 day')",
+    "vehicle_efficiency_by_hour('VEH-1', now() - interval '1 day')",
 ]
 
 
