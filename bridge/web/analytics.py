@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from bridge.web.answers import Charger, Energy, FleetSummary, InefficientVehicle, Listed, Session, VehiclePerformance
-from bridge.web.parameters import DeviceId, Page, Span, VehicleInPath, Window, check_device_id, parse_moment
+from bridge.web.parameters import DeviceId, Page, Route, Span, VehicleInPath, Window, check_device_id, parse_moment
 from bridge.web.problems import ProblemError, invalid
-from bridge.web.questions import Questions
+from bridge.web.questions import FLEET_REMEMBERED_S, REMEMBERED_S, Questions
 from bridge.web.representation import BRIEFLY, Row, kept_for, page, single, written
 
 Finding = Literal["inefficient", "mapping or metering fault"]
@@ -40,7 +40,7 @@ class EnergySeries(Window, Page):
 
 def routes(questions: Questions) -> APIRouter:
     """The routes, answered by `questions`."""
-    router = APIRouter(prefix="/v1/analytics", tags=["analytics"])
+    router = APIRouter(prefix="/v1/analytics", tags=["analytics"], route_class=Route)
 
     @router.get(
         "/performance/{vehicle}",
@@ -61,16 +61,22 @@ def routes(questions: Questions) -> APIRouter:
     async def fleet(request: Request, window: Annotated[Window, Query()]) -> Response:
         """The whole fleet. Hours end with the newest closed quarter hour, as in the view fleet_summary_24h."""
         (since, until, hours), cache = await closed(window)
-        (row,) = await questions.ask("fleet", since=since, until=until, hours=hours)
+        (row,) = await questions.ask("fleet", FLEET_REMEMBERED_S, since=since, until=until, hours=hours)
         return single(request, FleetSummary, row, cache)
 
     @router.get("/fleet/inefficient", response_model=Listed[InefficientVehicle])
     async def fleet_inefficient(request: Request, part: Annotated[Page, Query()]) -> Response:
         """Vehicles that lost too much in 24 hours of closed quarter hours, the worst first."""
         after_vehicle, after_ratio = _after_ratio(part.after)
-        _, cache = await closed(Window())
+        (_, until, _), cache = await closed(Window())
         rows = await questions.ask(
-            "inefficient", rows=part.limit + 1, after_vehicle=after_vehicle, after_ratio=after_ratio
+            "inefficient",
+            FLEET_REMEMBERED_S,
+            # The view has it anyway; told so that no answer is given again once the window has moved on.
+            until=until,
+            rows=part.limit + 1,
+            after_vehicle=after_vehicle,
+            after_ratio=after_ratio,
         )
         return page(
             request, InefficientVehicle, rows, cache, part.limit, lambda row: f"{row['vehicleId']}~{row['ratio']!r}"
@@ -81,7 +87,13 @@ def routes(questions: Questions) -> APIRouter:
         """How efficiently vehicles charged at each meter. Hours end with the newest closed quarter hour."""
         (since, until, _), cache = await closed(asked)
         rows = await questions.ask(
-            "chargers", since=since, until=until, finding=asked.finding, after=asked.after, rows=asked.limit + 1
+            "chargers",
+            FLEET_REMEMBERED_S,
+            since=since,
+            until=until,
+            finding=asked.finding,
+            after=asked.after,
+            rows=asked.limit + 1,
         )
         window = {"since": since, "until": until}
         return page(request, Charger, rows, cache, asked.limit, lambda row: str(row["meterId"]), window)
@@ -90,9 +102,11 @@ def routes(questions: Questions) -> APIRouter:
     async def sessions(request: Request, asked: Annotated[Sessions, Query()]) -> Response:
         """Charging sessions that overlap the window, by vehicle and time."""
         after_vehicle, after_started = _after_session(asked.after)
-        since, until, _ = asked.span()
+        step_s = _moves_by(asked.vehicle)
+        since, until, _ = asked.span(step_s=step_s)
         rows = await questions.ask(
             "sessions",
+            step_s,
             vehicle=asked.vehicle,
             meter=asked.meter,
             since=since,
@@ -108,9 +122,11 @@ def routes(questions: Questions) -> APIRouter:
     async def energy(request: Request, asked: Annotated[EnergySeries, Query()]) -> Response:
         """Energy over time: of a meter, of a vehicle, or with neither of the whole fleet."""
         after = _after_moment(asked.after)
-        since, until, _ = asked.span()
+        step_s = _moves_by(asked.vehicle, asked.meter)
+        since, until, _ = asked.span(step_s=step_s)
         rows = await questions.ask(
             "energy",
+            step_s,
             resolution=asked.resolution,
             meter=asked.meter,
             vehicle=asked.vehicle,
@@ -131,6 +147,11 @@ def routes(questions: Questions) -> APIRouter:
         return span, BRIEFLY if window.since else kept_for(now["standsFor"])
 
     return router
+
+
+def _moves_by(*devices: str | None) -> int:
+    """In steps of how many seconds a question moves on, given the devices that it is about: without any, the fleet."""
+    return REMEMBERED_S if any(devices) else FLEET_REMEMBERED_S
 
 
 def _session_key(row: Row) -> str:

@@ -6,11 +6,12 @@ Where the database is away, a question ends with a problem, soon; and the pool h
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Sequence
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import structlog
@@ -32,8 +33,15 @@ IMPATIENCE_S = 0.3
 GRACE_S = 1.0
 # The same question at once is asked once, and a small answer is given again for so long: a page that a hundred people
 # look at costs what one costs.
-REMEMBERED_S = 1.0
-MOST_ROWS = 100
+REMEMBERED_S = 1
+# Of the whole fleet it costs most and moves least, and Cache-Control allows as much.
+FLEET_REMEMBERED_S = 5
+# And where it took long, for so many times as long, up to this: pages that are open never take more than a part of the
+# database, however slow it is.
+REMEMBERED_TIMES = 10
+LONGEST_REMEMBERED_S = 30.0
+# A page of a hundred, and the row that says that there are more.
+MOST_ROWS = 101
 MOST_REMEMBERED = 1_000
 RETRY_AFTER = {"Retry-After": "5"}
 LACKING = (
@@ -51,7 +59,9 @@ class Questions:
         self._size = config.web.connections
         self._timeout_s = config.web.timeout_s
         self._patience_s = PATIENCE_S
-        self._trouble = ""
+        # As many as there are connections: a question that waits for another one to end does not think them lost.
+        self._turns = asyncio.Semaphore(self._size)
+        self._trouble = self._refusal = ""
         self._names: dict[str, list[str]] = {}
         self._asking: dict[tuple[object, ...], asyncio.Task[list[Row]]] = {}
         # It would repeat what we say ourselves, for each connection and attempt.
@@ -62,6 +72,7 @@ class Questions:
             min_size=self._size,
             max_size=self._size,
             open=False,
+            connection_class=self._connection_class(),
             configure=self._set_up,
             # After this it gives up, and the next question makes it try again.
             reconnect_timeout=1.0,
@@ -75,8 +86,8 @@ class Questions:
         """Closes all connections."""
         await self._pool.close()
 
-    async def ask(self, question: str, **parameters: object) -> Sequence[Row]:
-        """The rows of a statement, with names as JSON has them; others may be given the same rows.
+    async def ask(self, question: str, remembered_s: int = REMEMBERED_S, /, **parameters: object) -> Sequence[Row]:
+        """The rows of a statement, with names as JSON has them; others may be given the same rows, for `remembered_s`.
 
         Raises ProblemError where the database is to blame.
         """
@@ -85,7 +96,8 @@ class Questions:
         if asking is None:
             # A task: it is for all who ask the same, and none of them waits for it longer than it may take.
             asking = self._asking[key] = asyncio.create_task(self._ask(_statement(question), parameters))
-            asking.add_done_callback(lambda asked: self._asked(key, asked))
+            began = time.monotonic()
+            asking.add_done_callback(lambda asked: self._asked(key, asked, remembered_s, began))
         await asyncio.wait((asking,), timeout=self._timeout_s + GRACE_S)
         if not asking.done():
             self._asking.pop(key, None)
@@ -100,21 +112,26 @@ class Questions:
             if (trouble := self._blamed(error)) is None:
                 raise
             if trouble != self._trouble:
-                log.warning("database.away", reason=describe(error), meaning=trouble)
+                why = self._refusal if isinstance(error, PoolTimeout) and self._refusal else describe(error)
+                log.warning("database.away", reason=why, meaning=trouble)
             self._trouble = trouble
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, trouble, RETRY_AFTER) from None
 
-    def _asked(self, key: tuple[object, ...], asked: asyncio.Task[list[Row]]) -> None:
+    def _asked(self, key: tuple[object, ...], asked: asyncio.Task[list[Row]], remembered_s: int, began: float) -> None:
         """Remembers a small answer for a moment, and that the database answers."""
         # Also where nobody waits for it any more, and would ask whether it failed.
         fine = not asked.cancelled() and asked.exception() is None
         if fine:
             self._patience_s = PATIENCE_S
+            self._refusal = ""
             if self._trouble:
                 log.info("database.back")
                 self._trouble = ""
         if fine and len(asked.result()) <= MOST_ROWS and len(self._asking) <= MOST_REMEMBERED:
-            asyncio.get_running_loop().call_later(REMEMBERED_S, self._forget, key, asked)
+            kept_s: float = remembered_s
+            if remembered_s == FLEET_REMEMBERED_S:
+                kept_s = max(kept_s, min(REMEMBERED_TIMES * (time.monotonic() - began), LONGEST_REMEMBERED_S))
+            asyncio.get_running_loop().call_later(kept_s, self._forget, key, asked)
         else:
             self._forget(key, asked)
 
@@ -128,16 +145,20 @@ class Questions:
         return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, said, RETRY_AFTER)
 
     async def _ask(self, statement: str, parameters: dict[str, object]) -> list[Row]:
-        # Each connection may have been lost since it was used last.
-        for _ in range(self._size):
-            async with self._pool.connection(self._patience_s) as connection:
+        async with self._turns:
+            # Each connection may have been lost since it was used last.
+            lost = 0
+            while True:
+                connection = await self._pool.getconn(self._patience_s)
                 try:
                     return await self._rows(connection, statement, parameters)
                 except psycopg.OperationalError:
-                    if not connection.closed:
+                    lost += 1
+                    if not connection.closed or lost > self._size:
                         raise
-        async with self._pool.connection(self._patience_s) as connection:
-            return await self._rows(connection, statement, parameters)
+                finally:
+                    # Not the context of the pool: there is no transaction to be ended.
+                    await self._pool.putconn(connection)
 
     async def _rows(
         self, connection: AsyncConnection[tuple[Any, ...]], statement: str, parameters: dict[str, object]
@@ -162,6 +183,21 @@ class Questions:
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return "the database is away"
         return None
+
+    def _connection_class(self) -> type[AsyncConnection[tuple[Any, ...]]]:
+        """One that lets us know why there is none: the pool keeps that for itself."""
+        questions = self
+
+        class Connection(AsyncConnection[tuple[Any, ...]]):
+            @classmethod
+            async def connect(cls, *args: Any, **options: Any) -> Self:  # noqa: ANN401 - as in the class above
+                try:
+                    return await super().connect(*args, **options)
+                except psycopg.Error as error:
+                    questions._refusal = describe(error)
+                    raise
+
+        return Connection
 
     async def _set_up(self, connection: AsyncConnection[Any]) -> None:
         settings = {

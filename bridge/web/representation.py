@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
@@ -84,6 +85,7 @@ def _respond(request: Request, model: type[BaseModel], content: object, rows: Se
     return Response(body, headers=headers, media_type=media_type)
 
 
+@lru_cache(maxsize=64)
 def _chosen(accept: str) -> str:
     """The media type that the header likes best. Raises ProblemError where it likes none that there is."""
     liked = {JSON: -1.0, CSV: -1.0}

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bridge.topics import Kind
 from bridge.web.answers import DeadLetters, Ingest, Listed, MeterStatus, SilentDevice, VehicleStatus
-from bridge.web.parameters import Asked, MeterInPath, Page, VehicleInPath, check_device_id, parse_moment
+from bridge.web.parameters import Asked, MeterInPath, Page, Route, VehicleInPath, check_device_id, parse_moment
 from bridge.web.problems import ProblemError, invalid
 from bridge.web.questions import Questions
 from bridge.web.representation import ASK_AGAIN, Row, listed, page, single, written
@@ -32,7 +32,7 @@ class Silent(Page):
 
 def routes(questions: Questions) -> APIRouter:
     """The routes, answered by `questions`."""
-    router = APIRouter(prefix="/v1", tags=["status"])
+    router = APIRouter(prefix="/v1", tags=["status"], route_class=Route)
 
     @router.get("/status/vehicle", response_model=Listed[VehicleStatus])
     async def vehicle_statuses(request: Request, asked: Annotated[Devices, Query()]) -> Response:

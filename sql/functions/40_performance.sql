@@ -263,12 +263,93 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    newest double precision;
+    -- What is taken from rollups; the rest of the window is read from history.
+    rolled  tstzmultirange := tstzmultirange(rolled_up(since, until));
+    rollup  record;
+    edge    record;
+    minutes bigint           := 0;
+    ac      double precision := 0;
+    dc      double precision := 0;
+    newest  double precision;
 BEGIN
+    -- With what is marked by now of the vehicle and of meters where it was, and if anything is, again without it. (A mark
+    -- of another device that is called the same does no harm: more is read from history, and the answer is the same.)
+    LOOP
+        SELECT * INTO rollup
+        FROM (
+            SELECT
+                coalesce(sum(quarter.readings), 0) AS readings,
+                coalesce(sum(quarter.kwh_dc), 0) AS kwh_dc,
+                coalesce(sum(quarter.soc_sum), 0) AS soc_sum,
+                coalesce(sum(quarter.temp_sum), 0) AS temp_sum,
+                max(quarter.temp_max) AS temp_max
+            FROM vehicle_quarter_hour AS quarter
+            WHERE quarter.vehicle_id = vehicle
+                AND quarter.quarter_hour >= lower(rolled) AND quarter.quarter_hour < upper(rolled)
+                AND rolled @> quarter.quarter_hour
+        ) AS own
+        CROSS JOIN (
+            SELECT
+                coalesce(sum(run.minutes), 0) AS minutes,
+                coalesce(sum(run.matched_ac), 0) AS ac,
+                coalesce(sum(run.matched_dc), 0) AS dc,
+                coalesce(array_agg(DISTINCT run.meter_id), '{}') AS meters
+            FROM charging_quarter_hour AS run
+            WHERE run.vehicle_id = vehicle
+                AND run.quarter_hour >= lower(rolled) AND run.quarter_hour < upper(rolled)
+                AND rolled @> run.quarter_hour
+        ) AS charged
+        CROSS JOIN LATERAL (
+            SELECT range_agg(mark.quarter_hours) AS marked
+            FROM rollup_mark AS mark
+            WHERE mark.device_id = ANY (vehicle || charged.meters)
+        ) AS late;
+        EXIT WHEN (rolled && rollup.marked) IS NOT TRUE;
+        rolled := rolled - rollup.marked;
+    END LOOP;
+
+    SELECT
+        count(*) AS readings,
+        coalesce(sum(reading.kwh_dc), 0) AS kwh_dc,
+        coalesce(sum(reading.soc), 0) AS soc_sum,
+        coalesce(sum(reading.battery_temp), 0) AS temp_sum,
+        max(reading.battery_temp) AS temp_max,
+        coalesce(array_agg(DISTINCT reading.meter_id) FILTER (WHERE reading.meter_id IS NOT NULL), '{}') AS meters,
+        range_agg(piece) FILTER (WHERE reading.meter_id IS NOT NULL) AS plugged
+    INTO edge
+    FROM unnest(
+        tstzmultirange(tstzrange(vehicle_performance.since, greatest(vehicle_performance.since, vehicle_performance.until))) - rolled
+    ) AS piece
+    CROSS JOIN LATERAL (
+        SELECT reading.kwh_dc, reading.soc, reading.battery_temp, reading.meter_id
+        FROM vehicle_reading AS reading
+        WHERE reading.vehicle_id = vehicle
+            AND reading.ts >= lower(piece) AND reading.ts < upper(piece)
+            -- Partitions outside of the window are not looked at.
+            AND reading.ts >= vehicle_performance.since AND reading.ts < vehicle_performance.until
+        OFFSET 0
+    ) AS reading;
+
+    -- Most of the work, and a parked vehicle has none of it.
+    IF edge.plugged IS NOT NULL THEN
+        SELECT coalesce(sum(run.minutes), 0), coalesce(sum(run.matched_ac), 0), coalesce(sum(run.matched_dc), 0)
+        INTO minutes, ac, dc
+        FROM (
+            SELECT array_agg(vehicle) AS vehicles, array_agg(lower(piece)) AS sinces, array_agg(upper(piece)) AS untils
+            FROM unnest(edge.plugged) AS piece
+        ) AS pieces
+        CROSS JOIN LATERAL charging_of(pieces.vehicles, pieces.sinces, pieces.untils) AS run;
+    END IF;
+    minutes := minutes + rollup.minutes;
+    ac := ac + rollup.ac;
+    dc := dc + rollup.dc;
+
     SELECT live.soc INTO newest
     FROM vehicle_live AS live
     WHERE live.vehicle_id = vehicle AND live.ts >= vehicle_performance.since AND live.ts < vehicle_performance.until;
@@ -280,42 +361,31 @@ BEGIN
         ORDER BY history.ts DESC
         LIMIT 1;
     END IF;
+
     RETURN QUERY
     SELECT
         vehicle,
         own.readings,
-        charged.minutes,
-        charged.ac,
-        charged.dc,
-        CASE WHEN why.reason IS NULL THEN charged.dc / charged.ac END,
-        CASE WHEN why.reason IS NULL THEN charged.ac - charged.dc END,
+        minutes,
+        ac,
+        dc,
+        CASE WHEN why.reason IS NULL THEN dc / ac END,
+        CASE WHEN why.reason IS NULL THEN ac - dc END,
         why.reason,
-        kwh_left(own.kwh_dc, charged.dc),
-        own.soc_sum / nullif(own.readings, 0),
+        kwh_left(rollup.kwh_dc + edge.kwh_dc, dc),
+        (rollup.soc_sum + edge.soc_sum) / nullif(own.readings, 0),
         newest,
-        own.temp_sum / nullif(own.readings, 0),
-        own.temp_max,
-        charged.meters
+        (rollup.temp_sum + edge.temp_sum) / nullif(own.readings, 0),
+        greatest(rollup.temp_max, edge.temp_max),
+        own.meters
     FROM (
         SELECT
-            coalesce(sum(quarter.readings), 0)::bigint AS readings,
-            coalesce(sum(quarter.kwh_dc), 0) AS kwh_dc,
-            sum(quarter.soc_sum) AS soc_sum,
-            sum(quarter.temp_sum) AS temp_sum,
-            max(quarter.temp_max) AS temp_max
-        FROM vehicle_quarters(vehicle, vehicle_performance.since, vehicle_performance.until) AS quarter
+            rollup.readings + edge.readings AS readings,
+            ARRAY(SELECT DISTINCT meter FROM unnest(rollup.meters || edge.meters) AS meter ORDER BY meter) AS meters
     ) AS own
-    CROSS JOIN (
-        SELECT
-            coalesce(sum(run.minutes), 0)::bigint AS minutes,
-            coalesce(sum(run.matched_ac), 0) AS ac,
-            coalesce(sum(run.matched_dc), 0) AS dc,
-            coalesce(array_agg(DISTINCT run.meter_id ORDER BY run.meter_id) FILTER (WHERE run.meter_id IS NOT NULL), '{}') AS meters
-        FROM vehicle_runs(vehicle, vehicle_performance.since, vehicle_performance.until) AS run
-    ) AS charged
     CROSS JOIN analytics_setting AS setting
     CROSS JOIN LATERAL efficiency_reason(
-        own.readings, charged.meters <> '{}', charged.minutes, charged.ac, charged.dc, setting.efficiency_least_kwh
+        own.readings, own.meters <> '{}', minutes, ac, dc, setting.efficiency_least_kwh
     ) AS why (reason);
 END
 $$;
