@@ -264,7 +264,9 @@ Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID…", help="Ids (or their first digits) as `list` shows them.")
 ]
 ReasonOption = Annotated[Reason | None, typer.Option("--reason", help="Only with this reason code.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="Only of this device.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Only of this device; empty: whose topic names none.")
+]
 SinceOption = Annotated[datetime | None, typer.Option("--since", help="Only received at or after this (UTC).")]
 BeforeOption = Annotated[datetime | None, typer.Option("--before", help="Only received before this (UTC).")]
 

@@ -63,13 +63,14 @@ class Selection(NamedTuple):
         if self.ids:
             starts = [sql.SQL("encode(digest, 'hex') LIKE {}").format(_id_pattern(start)) for start in self.ids]
             parts.append(sql.SQL("({})").format(sql.SQL(" OR ").join(starts)))
-        if self.reason:
+        if self.reason is not None:
             parts.append(sql.SQL("reason = {}").format(str(self.reason)))
-        if self.device_id:
+        # Empty is not nothing: those whose topic names no device that is valid.
+        if self.device_id is not None:
             parts.append(sql.SQL("device_id = {}").format(self.device_id))
-        if self.before:
+        if self.before is not None:
             parts.append(sql.SQL("received_at < {}").format(self.before))
-        if self.since:
+        if self.since is not None:
             parts.append(sql.SQL("received_at >= {}").format(self.since))
         return sql.SQL(" AND ").join(parts)
 

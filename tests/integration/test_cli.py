@@ -385,6 +385,8 @@ def test_purge_wants_to_be_sure(run: Run, database: str, rejected: dict[str, byt
     assert run("dead-letters", "purge", "--all").code == 1
     assert run("dead-letters", "purge").code == 2
     assert run("dead-letters", "replay").code == 2
+    # Not all of them: those whose topic names no device.
+    assert run("dead-letters", "purge", "--device", "", "--yes").out == "0 dead letters deleted\n"
     assert len(letters(database)) == 4
     reply = run("dead-letters", "purge", "--device", "MTR-3", answer="y\n")
     assert reply.code == 0
