@@ -88,7 +88,7 @@ lock:
 	$(LOCK) --upgrade --extra demo --extra verify --extra web --output-file requirements/demo.txt pyproject.toml requirements/build.in
 	$(LOCK) --upgrade --extra demo --extra verify --extra web --group dev --constraint requirements/demo.txt \
 		--output-file requirements/dev.txt pyproject.toml requirements/build.in
-	$(LOCK) --constraint requirements/demo.txt --output-file requirements/run.txt pyproject.toml
+	$(LOCK) --extra web --constraint requirements/demo.txt --output-file requirements/run.txt pyproject.toml
 	$(LOCK) --constraint requirements/demo.txt --output-file requirements/build.txt requirements/build.in
 
 clean:

@@ -129,27 +129,37 @@ def check(
 
 @app.command()
 def web(config_file: ConfigFile = None) -> None:
-    """Answer questions about the fleet as JSON and CSV over HTTP until SIGTERM or Ctrl-C: a read API for other systems.
+    """Show the fleet in a browser, and answer other systems as JSON and CSV, until SIGTERM or Ctrl-C.
+
+    Fleet, vehicles, chargers and ingest as live pages at http://127.0.0.1:9465/ (`[web]` in the configuration); what
+    programs can ask is listed at /openapi.json. Waits for nothing: while the database is away the answer is 503.
 
     A process of its own, so that no question disturbs ingest: give it a database login of its own that is a member of
-    wattbridge_reader. It only ever reads. Listens on 127.0.0.1:9465 (`[web]` in the configuration); all that can be
-    asked is listed at /openapi.json. Waits for nothing: while the database is away the answer is 503.
+    wattbridge_reader. It only ever reads; dead letters can be replayed where [web.replay] names another login.
 
     Needs the extra `web` (pip install '.[web]').
     """
+    import os
+
     from bridge import logs, store
+    from bridge.config import FILE_VARIABLE
 
     try:
         from bridge.web import server
     except ModuleNotFoundError as error:
-        if error.name not in {"fastapi", "httptools", "psycopg_pool", "starlette"}:
+        if error.name not in {"fastapi", "httptools", "jinja2", "markupsafe", "psycopg_pool", "starlette"}:
             raise
         raise WattbridgeError(
-            f"web needs {error.name}, of the extra web: pip install fastapi httptools psycopg-pool"
+            f"web needs {error.name}, of the extra web: pip install fastapi httptools jinja2 psycopg-pool"
         ) from None
     config = load(config_file)
+    if config_file:
+        # For the replay, a command of its own.
+        os.environ[FILE_VARIABLE] = str(config_file.absolute())
     logs.configure(config.log.level, config.log.format)
     store.conninfo(config.database)
+    if config.web.replay.dsn.get_secret_value():
+        store.conninfo(config.web.replay)
     raise typer.Exit(server.run(config))
 
 

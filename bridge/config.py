@@ -204,8 +204,14 @@ class Health(_Section):
         return _address(self.listen) if self.listen else None
 
 
+class Replay(Database):
+    """The login that gives dead letters a second chance, for those who look at them; without one nobody can."""
+
+    dsn: SecretStr = Field(SecretStr(""), description="of a login with wattbridge_writer; empty: no replay")
+
+
 class Web(_Section):
-    """The read API of `wattbridge web`, a process of its own."""
+    """Pages and read API of `wattbridge web`, a process of its own."""
 
     listen: str = Field("127.0.0.1:9465", min_length=1, description="address and port, such as 127.0.0.1:9465")
     token: SecretStr = Field(
@@ -214,8 +220,32 @@ class Web(_Section):
     token_file: Path | None = Field(None, description="file that holds the token")
     connections: int = Field(4, ge=1, le=100, description="connections to the database")
     timeout_s: Seconds = Field(10, description="longest question to the database before it is given up")
+    tariff: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="what a kWh costs, to show losses as money; empty: none is shown"
+    )
+    currency: str = Field("EUR", min_length=1, max_length=8, description="of the tariff, as it is shown")
+    daemons: tuple[str, ...] = Field(
+        (), max_length=100, description="health.listen of daemons whose rates are shown, such as 127.0.0.1:9464"
+    )
+    replay: Replay = Replay()
 
     _check_listen = field_validator("listen")(_usable_address)
+
+    @field_validator("daemons")
+    @classmethod
+    def _check_daemons(cls, daemons: tuple[str, ...]) -> tuple[str, ...]:
+        for daemon in daemons:
+            if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", daemon):
+                raise ValueError(f"{daemon!r} is not a host and a port; write it like 127.0.0.1:9464 or bridge:9464")
+        return daemons
+
+    @field_validator("replay")
+    @classmethod
+    def _replay_needs_a_token(cls, replay: Replay, info: ValidationInfo) -> Replay:
+        token = info.data.get("token")
+        if replay.dsn.get_secret_value() and token is not None and not token.get_secret_value():
+            raise ValueError("replay writes: set web.token, so that not everybody who reaches the page can do it")
+        return replay
 
     @field_validator("token")
     @classmethod

@@ -81,8 +81,8 @@ def migrate(dsn: str, warn: Callable[[str], None] | None = None) -> list[str]:
                 _apply(connection, script)
                 if known.get(script.name) != script.checksum:
                     applied.append(script.name)
-        # Tables of one row: autovacuum never looks at them, and the planner would take them for hundreds, and so whatever
-        # is read by their settings for hundreds of times as much.
+        # Tables of one row: autovacuum never looks at them, and the planner would take them for hundreds of rows, and
+        # what is read by their settings for hundreds of times as much.
         connection.execute("ANALYZE analytics_setting, rollup_progress")
     return applied
 

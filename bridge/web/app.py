@@ -1,6 +1,8 @@
 """The application: routes, and what is around each of them. Run by `bridge.web.server`."""
 
-from collections.abc import AsyncIterator
+import re
+from base64 import b64decode
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hmac import compare_digest
 from http import HTTPStatus
@@ -14,11 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import bridge
-from bridge.config import Config
+from bridge.config import Config, Web
 from bridge.web import analytics, problems, status
+from bridge.web.assets import Assets
 from bridge.web.examples import EXAMPLES
+from bridge.web.pages import charger, find, fleet, ingest, vehicle
 from bridge.web.problems import Problem, ProblemError
 from bridge.web.questions import Questions
+from bridge.web.site import Site
 
 log = structlog.get_logger()
 
@@ -32,10 +37,24 @@ HEADERS = [
     (b"vary", b"Accept, Authorization"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
 ]
+# What a browser may do with an answer: with a page, run our own files and nothing else; with data, nothing.
+OF_DATA = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+OF_PAGES = (
+    b"content-security-policy",
+    (
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+)
+# A program sends the token as it is, a browser asks for it as a password (of any user). Two headers: Chromium does not
+# ask where they are one.
+CHALLENGES = ("Bearer", 'Basic realm="Wattbridge: the token is the password", charset="UTF-8"')
+# What a browser on this machine calls it.
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 # Any of these may come instead of an answer.
 USUAL_PROBLEMS = {
     HTTPStatus.UNAUTHORIZED: "The token is missing or another one.",
@@ -67,12 +86,17 @@ def create_app(config: Config) -> FastAPI:
         responses={int(code): {"model": Problem, "description": text} for code, text in USUAL_PROBLEMS.items()},
     )
     token = config.web.token.get_secret_value()
-    app.add_middleware(Gate, token=token.encode())
+    assets = Assets()
+    site = app.state.site = Site(config, assets)
+    app.add_middleware(Gate, web=config.web, site=site)
     app.add_exception_handler(ProblemError, _said)
     app.add_exception_handler(HTTPException, _said_by_framework)
     app.add_exception_handler(RequestValidationError, _said_of_parameters)
     app.include_router(analytics.routes(questions))
     app.include_router(status.routes(questions))
+    app.include_router(assets.routes())
+    for page in (fleet, vehicle, charger, ingest, find):
+        app.include_router(page.routes(site, questions, config), include_in_schema=False)
 
     @app.get("/livez", include_in_schema=False)
     async def livez() -> Response:
@@ -95,9 +119,11 @@ def create_app(config: Config) -> FastAPI:
 class Gate:
     """Around every request: who may ask, what each answer carries, and what is said where something fails in here."""
 
-    def __init__(self, app: ASGIApp, token: bytes) -> None:
+    def __init__(self, app: ASGIApp, web: Web, site: Site) -> None:
         self._app = app
-        self._token = token
+        self._token = web.token.get_secret_value().encode()
+        self._open = web.open
+        self._site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request (ASGI)."""
@@ -110,16 +136,25 @@ class Gate:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], *HEADERS]
+                page = (b"content-type", b"text/html; charset=utf-8") in message["headers"]
+                message["headers"] = [*message["headers"], *HEADERS, OF_PAGES if page else OF_DATA]
             await send(message)
 
         if scope["method"] == "HEAD":
             # The server leaves the body out.
             scope = {**scope, "method": "GET"}
         if not self._welcome(scope):
-            headers = {"WWW-Authenticate": "Bearer"}
-            said = "a token is needed: Authorization: Bearer …"
-            await problems.respond(scope["path"], HTTPStatus.UNAUTHORIZED, said, headers)(scope, receive, sending)
+            said = "a token is needed: Authorization: Bearer …, or in a browser as the password of any user name"
+            refusal = self._site.refuse(Request(scope), HTTPStatus.UNAUTHORIZED, said)
+            for challenge in CHALLENGES:
+                refusal.headers.append("WWW-Authenticate", challenge)
+            await refusal(scope, receive, sending)
+            return
+        if not self._ours(scope):
+            # A site that lets its name lead here, once a browser has its page, could read everything (DNS rebinding).
+            said = f"without web.token this is for {', '.join(sorted(LOCAL_NAMES))} alone, by these names"
+            refusal = self._site.refuse(Request(scope), HTTPStatus.MISDIRECTED_REQUEST, said)
+            await refusal(scope, receive, sending)
             return
         try:
             await self._app(scope, receive, sending)
@@ -128,45 +163,70 @@ class Gate:
             if begun:
                 raise
             said = "something failed in here; the log says what"
-            await problems.respond(scope["path"], HTTPStatus.INTERNAL_SERVER_ERROR, said)(scope, receive, sending)
+            refusal = self._site.refuse(Request(scope), HTTPStatus.INTERNAL_SERVER_ERROR, said)
+            await refusal(scope, receive, sending)
 
     def _welcome(self, scope: Scope) -> bool:
         if not self._token or scope["path"] in FOR_ANYBODY:
             return True
         given: bytes = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, token = given.partition(b" ")
-        return scheme.lower() == b"bearer" and compare_digest(token.strip(), self._token)
+        return compare_digest(_token(given), self._token)
+
+    def _ours(self, scope: Scope) -> bool:
+        """Whether it is asked by a name of its own; with a token, or open to other machines, it may have any."""
+        if self._token or self._open or scope["path"] in FOR_ANYBODY:
+            return True
+        host: bytes = next((value for name, value in scope["headers"] if name == b"host"), b"localhost")
+        name = host.decode("latin-1").lower()
+        return re.sub(r":[0-9]+$", "", name) in LOCAL_NAMES
+
+
+def _token(authorization: bytes) -> bytes:
+    """What a header has as the token: of Bearer all of it, of Basic the password."""
+    scheme, _, given = authorization.partition(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return given.strip()
+        case b"basic":
+            try:
+                return b64decode(given.strip(), validate=True).partition(b":")[2]
+            except ValueError:
+                return b""
+        case _:
+            return b""
 
 
 async def _said(request: Request, error: Exception) -> Response:
     if not isinstance(error, ProblemError):
         raise TypeError
-    return problems.respond(request.scope["path"], error.status, error.message, error.headers)
+    return _refuse(request, error.status, error.message, error.headers)
 
 
 async def _said_by_framework(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise TypeError
-    path = request.scope["path"]
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            return problems.respond(path, HTTPStatus.NOT_FOUND, "there is no such path; /openapi.json lists all")
+            return _refuse(request, HTTPStatus.NOT_FOUND, "there is no such path; /openapi.json lists all")
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            headers = {"Allow": "GET, HEAD"}
-            return problems.respond(
-                path, HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD: nothing is written", headers
-            )
+            said = "only GET and HEAD: nothing is written"
+            return _refuse(request, HTTPStatus.METHOD_NOT_ALLOWED, said, {"Allow": "GET, HEAD"})
         case code:
-            return problems.respond(path, code, str(error.detail), error.headers)
+            return _refuse(request, code, str(error.detail), error.headers)
 
 
 async def _said_of_parameters(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise TypeError
-    path = request.scope["path"]
-    operation = request.app.openapi()["paths"].get(request.scope["route"].path, {}).get("get", {})
-    known = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
-    return problems.respond(path, HTTPStatus.UNPROCESSABLE_ENTITY, problems.explained(error.errors(), known))
+    # Each route has them in one model.
+    models = (field.field_info.annotation for field in request.scope["route"].dependant.query_params)
+    known = [field.alias or name for model in models for name, field in model.model_fields.items()]
+    return _refuse(request, HTTPStatus.UNPROCESSABLE_ENTITY, problems.explained(error.errors(), known))
+
+
+def _refuse(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    site: Site = request.app.state.site
+    return site.refuse(request, status, message, headers)
 
 
 def _plain(text: str) -> Response:

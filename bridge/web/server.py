@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Iterator
+from types import FrameType
 from typing import cast
 
 import structlog
@@ -14,6 +15,7 @@ from bridge.config import Config
 from bridge.errors import ExitCode
 from bridge.http import listen, settings
 from bridge.web.app import create_app
+from bridge.web.site import Site
 
 log = structlog.get_logger()
 
@@ -36,15 +38,17 @@ def run(config: Config) -> ExitCode:
                 host=host,
                 meaning="whoever can reach this address may read everything: set web.token, or listen on 127.0.0.1",
             )
+        app = create_app(config)
         server = _Server(
             settings(
-                create_app(config),
+                app,
                 http=_Connection,
                 lifespan="on",
                 limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=int(web.timeout_s) + 2,
             )
         )
+        server.site = app.state.site
         server.run(sockets=[socket])
     log.info("web.stopped")
     return ExitCode.OK
@@ -52,6 +56,13 @@ def run(config: Config) -> ExitCode:
 
 class _Server(uvicorn.Server):
     """Ends in order on a signal, and without raising it again; a second SIGINT does not wait for answers."""
+
+    site: Site
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ends what would go on for as long as somebody looks, and then the rest."""
+        self.site.stop()
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -56,6 +56,16 @@ def test_every_sql_file_is_in_the_wheel(wheels: dict[str, Path], way: str) -> No
     assert packed == expected
 
 
+@pytest.mark.parametrize("way", ["checkout", "sdist"])
+def test_every_template_and_every_file_of_the_pages_is_in_the_wheel(wheels: dict[str, Path], way: str) -> None:
+    web = CHECKOUT / "bridge" / "web"
+    files = [path for folder in ("templates", "static") for path in (web / folder).rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(CHECKOUT)) for path in files}
+    assert len([name for name in expected if name.endswith("LICENSE")]) == 2
+    with zipfile.ZipFile(wheels[way]) as wheel:
+        assert expected <= set(wheel.namelist())
+
+
 def test_the_checkout_is_not_what_runs(program: Path, tmp_path: Path) -> None:
     where = run([program.with_name("python"), "-c", "import bridge, simulator; print(bridge.__file__)"], cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(program.parents[1])

@@ -45,9 +45,7 @@ def problem(answer: Answer, status: int, path: str) -> str:
 # Errors
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/status", "/docs", "/redoc", "/v1/status/vehicle/", "//", "/%00", "/ü"]
-)
+@pytest.mark.parametrize("path", ["/v1", "/v1/status", "/docs", "/redoc", "/v1/status/vehicle/", "//", "/%00", "/ü"])
 def test_an_unknown_path(web: Web, path: str) -> None:
     answer = web.ask(path)
     assert answer.status == 404
@@ -154,7 +152,8 @@ def test_every_answer_is_guarded(web: Web, path: str) -> None:
     headers = web.ask(path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
     assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
     assert headers["vary"] == "Accept, Authorization"
     assert "server" not in headers
@@ -263,8 +262,16 @@ def test_pages_are_the_list(web: Web, path: str) -> None:
     assert "link" not in web.ask(f"{joint}{len(whole)}").headers
 
 
-def rounded(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 9) if isinstance(value, float) else value for name, value in item.items()}
+def rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return round(value, 9)
+        case dict():
+            return {name: rounded(item) for name, item in value.items()}
+        case list():
+            return [rounded(item) for item in value]
+        case _:
+            return value
 
 
 def test_the_pages_of_a_window_are_about_the_same_time(web: Web) -> None:
@@ -311,7 +318,8 @@ def test_the_examples_of_the_document_are_true(web: Web) -> None:
             elif value is not None:
                 query[parameter["name"]] = value
         assert query, template
-        assert web.get(f"{address}?{urlencode(query)}") == example, template
+        # But for what the order of the terms does to a sum of doubles.
+        assert rounded(web.get(f"{address}?{urlencode(query)}")) == rounded(example), template
         tried += 1
     assert tried == 5
 
