@@ -33,7 +33,7 @@ ENV PATH=/opt/wattbridge/bin:$PATH \
     WATTBRIDGE_HEALTH__LISTEN=0.0.0.0:9464
 USER 10001:10001
 WORKDIR /
-EXPOSE 9464
+EXPOSE 9464 9465
 STOPSIGNAL SIGTERM
 # Alive, not ready: some orchestrators kill what is unhealthy, and a bridge that waits for its database must not be killed.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["python", "-IS", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 9464, timeout=4); c.request('GET', '/livez'); r = c.getresponse(); print(r.read().decode()); raise SystemExit(r.status != 200)"]

@@ -26,6 +26,8 @@ PASSWORDS = (
     "database_owner",
     "database_bridge",
     "database_grafana",
+    "database_web",
+    "web_token",
     "grafana_admin",
     "simulated_devices",
 )

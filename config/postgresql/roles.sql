@@ -5,6 +5,7 @@
 \set owner `cat /run/secrets/database_owner`
 \set bridge `cat /run/secrets/database_bridge`
 \set grafana `cat /run/secrets/database_grafana`
+\set web `cat /run/secrets/database_web`
 
 -- No statement of this session is logged, also none that fails: they hold the passwords.
 SET log_statement = 'none';
@@ -25,6 +26,11 @@ CREATE ROLE wattbridge_bridge LOGIN PASSWORD :'bridge' IN ROLE wattbridge_writer
 CREATE ROLE wattbridge_grafana LOGIN PASSWORD :'grafana' CONNECTION LIMIT 20 IN ROLE wattbridge_reader;
 ALTER ROLE wattbridge_grafana SET statement_timeout = '60s';
 ALTER ROLE wattbridge_grafana SET default_transaction_read_only = on;
+
+-- The pages and the read API. `wattbridge web` sets both itself; here they are for who uses its login by hand.
+CREATE ROLE wattbridge_web LOGIN PASSWORD :'web' CONNECTION LIMIT 10 IN ROLE wattbridge_reader;
+ALTER ROLE wattbridge_web SET statement_timeout = '60s';
+ALTER ROLE wattbridge_web SET default_transaction_read_only = on;
 
 ALTER DATABASE :"DBNAME" OWNER TO wattbridge_owner;
 REVOKE ALL ON DATABASE :"DBNAME", postgres, template1 FROM PUBLIC;

@@ -1,6 +1,7 @@
 """The roles that docker-compose.yml gives its database, made by the script that its image runs, on a real server."""
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from bridge.config import Config
 from bridge.migrate import migrate
 from bridge.services import EmbeddedPostgres
-from tests.integration.harness import ask, one
+from tests.integration.harness import ask, one, wait_until
+from tests.web.serving import Web
 
-SCRIPT = Path(__file__).resolve().parents[2] / "config" / "postgresql" / "roles.sql"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "config" / "postgresql" / "roles.sql"
 MARK = "tell-nobody"
-PASSWORDS = {name: f"'{name}' \\ $ {MARK}" for name in ("owner", "bridge", "grafana")}
+PASSWORDS = {name: f"'{name}' \\ $ {MARK}" for name in ("owner", "bridge", "grafana", "web")}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def refused(dsn: str, query: str) -> str:
 def test_the_owner_owns_the_schema_and_is_nothing_besides(server: EmbeddedPostgres) -> None:
     powers = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
     logins = one(server.dsn, "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'wattbridge\\_%'")
-    assert logins == 6
+    assert logins == 7
     assert one(server.dsn, f"SELECT count(*) FROM pg_roles WHERE rolname LIKE 'wattbridge\\_%' AND ({powers})") == 0
     owners = ask(server.dsn, "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
     assert owners == [("wattbridge_owner",)]
@@ -82,17 +86,46 @@ def test_the_bridge_writes_and_cannot_change_what_is_written(server: EmbeddedPos
     assert refused(bridge, "SET ROLE wattbridge_owner") == "InsufficientPrivilege"
 
 
-def test_grafana_asks_and_can_do_nothing_else(server: EmbeddedPostgres) -> None:
-    grafana = login(server, "grafana")
-    assert ask(grafana, "SELECT count(*) FROM vehicle_status") == [(0,)]
-    assert ask(grafana, "SELECT count(*) FROM energy_by_hour(now() - interval '1 day', now())")
-    assert ask(grafana, "SHOW statement_timeout") == [("1min",)]
-    assert refused(grafana, "SELECT * FROM meter_history") == "InsufficientPrivilege"
-    assert refused(grafana, "SELECT payload FROM dead_letter") == "InsufficientPrivilege"
-    assert refused(grafana, "CREATE TEMPORARY TABLE mine (n integer)") in {
-        "InsufficientPrivilege",
-        "ReadOnlySqlTransaction",
-    }
+@pytest.mark.parametrize("role", ["grafana", "web"])
+def test_those_who_look_ask_and_can_do_nothing_else(server: EmbeddedPostgres, role: str) -> None:
+    reader = login(server, role)
+    assert ask(reader, "SELECT count(*) FROM vehicle_status") == [(0,)]
+    assert ask(reader, "SELECT count(*) FROM energy_by_hour(now() - interval '1 day', now())")
+    assert ask(reader, "SHOW statement_timeout") == [("1min",)]
+    assert ask(reader, "SHOW default_transaction_read_only") == [("on",)]
+    assert refused(reader, "SELECT * FROM meter_history") == "InsufficientPrivilege"
+    assert refused(reader, "SELECT payload FROM dead_letter") == "InsufficientPrivilege"
+    # Also one who asks to write.
+    writer = make_conninfo(reader, options="-c default_transaction_read_only=off")
+    assert refused(writer, "CREATE TEMPORARY TABLE mine (n integer)") == "InsufficientPrivilege"
+    assert refused(writer, "UPDATE ingest_status SET received = 0") == "InsufficientPrivilege"
+
+
+def test_the_pages_have_all_they_need(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    with Web(login(server, "web"), tmp_path) as web:
+        wait_until(lambda: web.ask("/readyz").status == 200, "ready", 20)
+        assert web.ask("/v1/status/vehicle").status == 200
+    limit = one(server.dsn, "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'wattbridge_web'")
+    # Those of before may still be there when it is started again.
+    assert limit >= 2 * Config().web.connections
+
+
+def test_an_older_installation_gets_the_same_login_by_the_documented_statements(server: EmbeddedPostgres) -> None:
+    attributes = """
+        SELECT rolcanlogin, rolinherit, rolconnlimit, rolconfig, array_agg(roleid::regrole::text)
+        FROM pg_roles JOIN pg_auth_members ON member = pg_roles.oid WHERE rolname = 'wattbridge_web'
+        GROUP BY rolcanlogin, rolinherit, rolconnlimit, rolconfig
+    """
+    made_first = ask(server.dsn, attributes)
+    assert made_first
+    document = (ROOT / "docs" / "compose.md").read_text()
+    statements = re.findall(r"^(?:CREATE|ALTER) ROLE wattbridge_web.*;$", document, re.MULTILINE)
+    with psycopg.connect(server.dsn) as connection:
+        connection.execute("DROP ROLE wattbridge_web")
+        for statement in statements:
+            connection.execute(statement.replace("$(cat secrets/database_web)", "any"))
+        assert connection.execute(attributes).fetchall() == made_first
+        connection.rollback()
 
 
 @pytest.mark.parametrize("role", PASSWORDS)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 LASTING = [name for name, service in SERVICES.items() if service["restart"] != "no"]
-OURS = ["migrate", "bridge", "simulator"]
+OURS = ["migrate", "bridge", "web", "simulator"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 MOSQUITTO = (ROOT / "mosquitto" / "mosquitto.conf").read_text()
 
@@ -71,8 +72,8 @@ def made(made_once: tuple[Path, str], tmp_path: Path) -> Path:
 
 
 def passwords(place: Path) -> dict[str, str]:
-    names = ("database_superuser", "database_owner", "database_bridge", "database_grafana")
-    files = ["own/operator", *names, "grafana_admin", "simulated_devices"]
+    names = ("database_superuser", "database_owner", "database_bridge", "database_grafana", "database_web")
+    files = ["own/operator", *names, "web_token", "grafana_admin", "simulated_devices"]
     return {Path(name).name: (place / "secrets" / name).read_text() for name in files}
 
 
@@ -155,7 +156,7 @@ def test_only_migrate_ends_and_only_by_itself() -> None:
 
 def test_only_the_ports_for_devices_are_open_to_others() -> None:
     ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(ports) == {"mosquitto", "prometheus", "grafana"}
+    assert set(ports) == {"mosquitto", "web", "prometheus", "grafana"}
     open_to_others = [port for each in ports.values() for port in each if not port.startswith("127.0.0.1:")]
     assert [port.rpartition(":")[2] for port in open_to_others] == ["8883", "8885"]
 
@@ -167,6 +168,7 @@ def test_the_database_is_reached_by_those_who_need_it_alone() -> None:
         "postgres",
         "migrate",
         "bridge",
+        "web",
         "grafana",
     }
 
@@ -247,23 +249,70 @@ def test_every_volume_is_somebodys() -> None:
     assert used == set(COMPOSE["volumes"])
 
 
-@pytest.mark.parametrize("name", ["migrate", "bridge"])
-def test_the_environment_is_a_configuration(
-    name: str, made_once: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    secrets = {path.rpartition("/")[2] for path in mounted(SERVICES[name])}
-    for key, value in SERVICES[name]["environment"].items():
+def configured(service: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """What the program in the container is told, with the secrets of `place`."""
+    monkeypatch.chdir(place)
+    secrets = {path.rpartition("/")[2] for path in mounted(service)}
+    for key, value in service["environment"].items():
         if "/run/secrets/" in value:
             assert Path(value).name in secrets, f"{key} is not mounted"
-        monkeypatch.setenv(key, value.replace("/run/secrets", str(made_once[0] / "secrets")))
-    config = load()
+        monkeypatch.setenv(key, value.replace("/run/secrets", str(place / "secrets")))
+    return load()
+
+
+@pytest.mark.parametrize("name", ["migrate", "bridge", "web"])
+def test_the_environment_is_a_configuration(
+    name: str, made_once: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(SERVICES[name], made_once[0], monkeypatch)
     assert config.database.password.get_secret_value()
     assert name != "bridge" or config.mqtt.tls.enabled
 
 
-def test_the_bridge_has_time_to_finish() -> None:
+def test_the_pages_are_for_this_machine_and_for_who_has_the_token(
+    made_once: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = SERVICES["web"]
+    config = configured(web, made_once[0], monkeypatch).web
+    assert config.token.get_secret_value() == passwords(made_once[0])["web_token"].strip()
+    assert web["ports"] == [f"127.0.0.1:${{WEB_PORT:-9465}}:{config.address()[1]}"]
+    # From another container, which comes by its name.
+    assert config.open
+    assert f'HTTPConnection("127.0.0.1", {config.address()[1]}, ' in web["healthcheck"]["test"][-1]
+
+
+def test_the_pages_ask_the_bridge_for_its_rates(made_once: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = re.search(r"WATTBRIDGE_HEALTH__LISTEN=\S+:(\d+)$", DOCKERFILE, re.MULTILINE)
+    assert listen
+    assert configured(SERVICES["web"], made_once[0], monkeypatch).web.daemons == (f"bridge:{listen[1]}",)
+    assert {"database", "monitoring"} == set(SERVICES["web"]["networks"]) <= set(SERVICES["bridge"]["networks"])
+
+
+def test_the_pages_cannot_write_unless_they_are_told_to(
+    made_once: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = SERVICES["web"]
+    assert web["secrets"] == ["database_web", "web_token"]
+    assert not configured(web, made_once[0], monkeypatch).web.replay.dsn.get_secret_value()
+    (told,) = (each for each in documented("web") if "secrets" in each)
+    with_replay = {
+        "environment": web["environment"] | told["environment"],
+        "secrets": web["secrets"] + told["secrets"],
+    }
+    replay = configured(with_replay, made_once[0], monkeypatch).web.replay
+    assert replay.dsn.get_secret_value() == SERVICES["bridge"]["environment"]["WATTBRIDGE_DATABASE__DSN"]
+    assert replay.password.get_secret_value() == passwords(made_once[0])["database_bridge"].strip()
+
+
+def test_the_database_is_shown_every_password_that_it_sets() -> None:
+    script = (ROOT / "config" / "postgresql" / "roles.sql").read_text()
+    read = set(re.findall(r"/run/secrets/(\w+)", script))
+    assert read == set(SERVICES["postgres"]["secrets"]) - {"database_superuser"}
+
+
+def test_all_that_answer_have_time_to_finish() -> None:
     assert seconds(SERVICES["bridge"]["stop_grace_period"]) > Config().shutdown_deadline_s
+    assert seconds(SERVICES["web"]["stop_grace_period"]) > Config().web.timeout_s + 2
 
 
 def test_the_broker_gets_what_its_configuration_counts_on() -> None:
@@ -317,10 +366,16 @@ def test_every_payload_in_the_documents_is_a_reading(document: str) -> None:
     assert len(re.findall(r"kwh(?:ConsumedAc|DeliveredDc)", text)) == len(published)
 
 
-def test_the_group_of_several_bridges_is_no_name_that_one_could_guess() -> None:
+def documented(pattern: str) -> list[dict[str, Any]]:
+    """What docs/compose.md overrides of the services that match."""
     text = (ROOT / "docs/compose.md").read_text()
-    overrides = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
-    environments = [service.get("environment", {}) for each in overrides for service in each["services"].values()]
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    services = [item for block in blocks for item in yaml.safe_load(block)["services"].items()]
+    return [service for name, service in services if re.fullmatch(pattern, name)]
+
+
+def test_the_group_of_several_bridges_is_no_name_that_one_could_guess() -> None:
+    environments = [service.get("environment", {}) for service in documented(".*")]
     groups = [each["WATTBRIDGE_MQTT__SHARE_GROUP"] for each in environments if "WATTBRIDGE_MQTT__SHARE_GROUP" in each]
     assert groups == ["${SHARE_GROUP:?missing in .env}"] * 2
 
@@ -342,6 +397,14 @@ def test_the_image_is_not_root_and_takes_only_what_is_locked() -> None:
     installs = re.findall(r"pip.* install (.*?)(?: \\)?$", DOCKERFILE, re.MULTILINE)
     assert len(installs) == 3
     assert all("--require-hashes" in options or "--no-deps --no-index" in options for options in installs)
+
+
+def test_the_image_has_what_the_pages_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[\[<>=]", each)[0] for each in project["optional-dependencies"]["web"]}
+    locked = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "run.txt").read_text(), re.MULTILINE)
+    assert needed <= set(locked)
+    assert f"EXPOSE 9464 {Config().web.address()[1]}\n" in DOCKERFILE
 
 
 def test_the_image_is_built_from_nothing_but_the_source() -> None:

@@ -11,7 +11,9 @@ from bridge.config import PREFIX, Config, _keys, _variable
 from bridge.errors import ExitCode
 
 FOLDER = Path(__file__).parents[2] / "config" / "systemd"
-UNITS = {"wattbridge.service": "wattbridge.service", "wattbridge@.service": "wattbridge@1.service"}
+DAEMONS = {"wattbridge.service": "wattbridge.service", "wattbridge@.service": "wattbridge@1.service"}
+WEB = "wattbridge-web.service"
+UNITS = {**DAEMONS, WEB: WEB}
 ANALYZE = shutil.which("systemd-analyze")
 # Of 100, the less the better; the figure is in docs/operations.md.
 EXPOSURE = 15
@@ -63,17 +65,35 @@ def test_the_unit_is_hardened(installed: Path) -> None:
 def test_the_variables_of_the_unit_are_keys_of_the_configuration(unit: str) -> None:
     told = [setting.partition("=")[0] for setting in settings(unit, "Environment")]
     assert f"{PREFIX}DATABASE__DSN_FILE" in told
-    assert set(told) <= {_variable(key) for key in _keys(Config)}
+    assert set(told) <= {f"{PREFIX}CONFIG"} | {_variable(key) for key in _keys(Config)}
     credentials = {setting.partition(":")[0] for setting in settings(unit, "LoadCredential")}
     assert set(re.findall(r"%d/(\w+)", text(unit))) == credentials
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", DAEMONS)
 def test_systemd_is_as_patient_as_the_daemon(unit: str) -> None:
     defaults = Config()
     assert int(*settings(unit, "TimeoutStopSec")) > defaults.shutdown_deadline_s
     assert int(*settings(unit, "WatchdogSec")) > defaults.health.stalled_after_s
     assert settings(unit, "Type") == ["notify"]
+
+
+def test_systemd_is_as_patient_as_the_pages() -> None:
+    assert int(*settings(WEB, "TimeoutStopSec")) > Config().web.timeout_s + 2
+
+
+def test_the_pages_are_shown_neither_the_login_nor_the_key_of_the_bridge() -> None:
+    paths = {unit: {each.partition(":")[2] for each in settings(unit, "LoadCredential")} for unit in UNITS}
+    assert not paths[WEB] & paths["wattbridge.service"]
+    assert "WATTBRIDGE_WEB__TOKEN_FILE=%d/web_token" in settings(WEB, "Environment")
+
+
+def test_the_pages_are_as_confined_as_the_daemon() -> None:
+    def confinement(unit: str) -> set[str]:
+        return {line for line in text(unit).partition("DynamicUser=")[2].splitlines() if line and line[0] != "#"}
+
+    assert confinement(WEB) - confinement("wattbridge.service") == {"ProcSubset=pid"}
+    assert confinement("wattbridge.service") <= confinement(WEB)
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -85,7 +105,7 @@ def test_only_what_no_restart_mends_is_not_started_again(unit: str) -> None:
 def test_the_template_differs_only_where_it_says_why() -> None:
     one, template = (
         [line for line in text(unit).splitlines() if line and not line.startswith(("#", "Description"))]
-        for unit in UNITS
+        for unit in DAEMONS
     )
     assert [line for line in one if line not in template] == []
     assert [line for line in template if line not in one] == [
