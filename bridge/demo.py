@@ -1,4 +1,4 @@
-"""`wattbridge demo`: broker, database, bridge and a fleet, all private, live in the terminal.
+"""`wattbridge demo`: broker, database, bridge, its page and a fleet, all private, live in the terminal.
 
 Its life: start, watch, stop, reconcile. Every ending takes the same way: the duration, a signal, the death of a part.
 """
@@ -6,17 +6,23 @@ Its life: start, watch, stop, reconcile. Every ending takes the same way: the du
 import io
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import psycopg
+from psycopg import sql as syntax
+from psycopg.conninfo import make_conninfo
 from rich import box
 from rich.console import Console
 from rich.live import Live
@@ -33,13 +39,20 @@ from bridge.services import EmbeddedPostgres, LeashedProcess, PrivateMosquitto, 
 WATTBRIDGE = [sys.executable, "-c", "from bridge.cli import main; main()"]
 TICK_S = 0.05
 PLAIN_LINE_S = 5.0
-SUBSCRIBED_WITHIN_S = 60.0
+STARTED_WITHIN_S = 60.0
 DRAIN_PATIENCE_S = 20.0
 STOP_WITHIN_S = 30.0
 STOP_AFTER_DEATH_S = 5.0
+PAGE_STOPS_WITHIN_S = 3.0
 LOG_TAIL = 12
 # How the lines begin or what is in them that come all the time, and say nothing about why something ended.
 REPORTS = ('"daemon.progress"', '{"published"')
+PAGE_LOGIN = "wattbridge_web"
+PAGE_HOST = "127.0.0.1"
+# Its usual port, where that is free: a browser's tab of yesterday then works today.
+PAGE_PORT = 9465
+# What a kWh costs, so that losses are shown as money, too.
+TARIFF = 0.30
 EXAMPLE = "SELECT vehicle_id, age, soc, kwh_dc FROM vehicle_status WHERE charging LIMIT 5;"
 
 
@@ -82,6 +95,7 @@ class Demo:
         self._postgres = EmbeddedPostgres()
         self._mosquitto = PrivateMosquitto()
         self._daemon: Child | None = None
+        self._page: Child | None = None
         self._simulator: Child | None = None
         self._analyst: Analyst | None = None
         self._figures = Figures()
@@ -89,6 +103,7 @@ class Demo:
         self._problem: str | None = None
         self._log = ""
         self._health = ""
+        self._address = ""
 
     def run(self) -> ExitCode:
         """Start, watch, stop, reconcile."""
@@ -123,6 +138,9 @@ class Demo:
             self._daemon = held.enter_context(Child("bridge", ["run"], directory, environment))
             self._await_subscription(self._daemon)
             done("subscribed")
+        with self._step("Page") as done:
+            self._start_page(held, directory)
+            done(self._address)
         self._analyst = held.enter_context(Analyst(self._postgres.dsn))
         with self._step("Fleet") as done:
             options = self._options
@@ -147,16 +165,51 @@ class Demo:
 
     def _await_subscription(self, daemon: "Child") -> None:
         """The first connection makes the session: what is published before it has no subscriber and is gone."""
-        deadline = time.monotonic() + SUBSCRIBED_WITHIN_S
-        while not any(event.get("event") == "mqtt.connected" for event in daemon.events()):
+        self._await(daemon, "the bridge had subscribed", lambda: daemon.has_said("mqtt.connected"))
+
+    def _start_page(self, held: ExitStack, directory: Path) -> None:
+        """Another login than the bridge's, which may only read; its password is neither in a file nor in a command."""
+        password = secrets.token_urlsafe(24)
+        role = syntax.SQL("CREATE ROLE {} LOGIN PASSWORD {} IN ROLE wattbridge_reader")
+        with psycopg.connect(self._postgres.dsn, autocommit=True) as connection:
+            connection.execute(role.format(syntax.Identifier(PAGE_LOGIN), syntax.Literal(password)))
+        environment = {
+            "WATTBRIDGE_DATABASE__DSN": make_conninfo(self._postgres.dsn, user=PAGE_LOGIN, password=password),
+            "WATTBRIDGE_LOG__FORMAT": "json",
+            "WATTBRIDGE_WEB__DAEMONS": json.dumps([self._health]),
+            "WATTBRIDGE_WEB__TARIFF": str(TARIFF),
+            # A quarter hour of the fleet is read from history for most of what a page asks, all at once: it takes
+            # longer than usual, which is better than to hear that the database is busy.
+            "WATTBRIDGE_WEB__CONNECTIONS": "8",
+            "WATTBRIDGE_WEB__TIMEOUT_S": "30",
+        }
+        # Where another has taken the port since we looked, perhaps another demo, it ends.
+        for port in (*filter(is_free, [PAGE_PORT]), free_port()):
+            listen = {"WATTBRIDGE_WEB__LISTEN": f"{PAGE_HOST}:{port}"}
+            page = held.enter_context(Child("page", ["web"], directory, environment | listen))
+            if self._listens(page):
+                break
+        self._page = page
+        self._await(page, "the page answered", lambda: answers(port))
+        self._address = f"http://{PAGE_HOST}:{port}/"
+
+    def _listens(self, page: "Child") -> bool:
+        """Waits until it does, or has ended."""
+        self._await(page, "the page listened", lambda: page.has_said("web.listening") or page.ended)
+        return not page.ended
+
+    def _await(self, child: "Child", what: str, reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + STARTED_WITHIN_S
+        while not reached():
             if not self._goes_on():
                 why = self._problem or self._signals.first
-                raise ServiceError(f"{why} before the bridge had subscribed: nothing published\n{self._log}".rstrip())
+                raise ServiceError(f"{why} before {what}: nothing published\n{self._log}".rstrip())
             if time.monotonic() > deadline:
-                raise ServiceError(f"the bridge did not subscribe within {SUBSCRIBED_WITHIN_S:g} s\n{daemon.tail()}")
+                raise ServiceError(f"{STARTED_WITHIN_S:g} s were over before {what}\n{child.tail()}")
             time.sleep(TICK_S)
 
     def _explain(self) -> None:
+        self._console.print(f"\n{demo_view.invitation(self._address)}", style="bold green")
         self._console.print("\nLook inside from another terminal, while this runs:", style="bold")
         # Each on one line, however long, so that it can be copied.
         commands = [self._postgres.psql_command, f'{self._postgres.psql_command} -c "{EXAMPLE}"']
@@ -180,7 +233,9 @@ class Demo:
                 self._elapsed = now - began
                 clock = demo_view.duration(self._elapsed) + (f" of {demo_view.duration(duration)}" if duration else "")
                 if live and (news or now - shown > 1):
-                    live.update(demo_view.screen(self._figures, clock, self._console.width), refresh=True)
+                    live.update(
+                        demo_view.screen(self._figures, clock, self._address, self._console.width), refresh=True
+                    )
                     shown = now
                 elif live is None and now - shown > PLAIN_LINE_S:
                     self._console.print(demo_view.line(self._figures, clock))
@@ -188,7 +243,7 @@ class Demo:
 
     def _goes_on(self) -> bool:
         """Whether no signal came and every part lives; notes the first that does not."""
-        for child in (self._daemon, self._simulator):
+        for child in (self._daemon, self._page, self._simulator):
             if child and (code := child.process.poll()) is not None:
                 self._note(f"the {child.name} {ending(code)}", child.tail())
         for service in (self._postgres, self._mosquitto):
@@ -217,9 +272,13 @@ class Demo:
         return news
 
     def _stop(self) -> None:
-        """Publisher first, bridge last, so that it gets everything. Every ending comes through here."""
+        """Publisher first, bridge after it, so that it gets everything. Every ending comes through here."""
         reason = self._problem or self._signals.first or "the time is up"
         self._console.print(f"Stopping: {reason}. Ctrl-C {'again ' * bool(self._signals.first)}ends at once.")
+        # It says goodbye to its browsers meanwhile, and is waited for at the end.
+        page, self._page = self._page, None
+        if page:
+            page.process.send_signal(signal.SIGTERM)
         if self._analyst:
             self._analyst.stop()
         if simulator := self._simulator:
@@ -234,6 +293,9 @@ class Demo:
             code = daemon.process.stop(self._patience)
             if code:
                 self._note(f"the bridge {ending(code)}", daemon.tail())
+        # It has nothing to lose. Told twice to end, or held by a browser for too long, it is ended by a signal.
+        if page and (code := page.process.stop(PAGE_STOPS_WITHIN_S)) > 0:
+            self._note(f"the page {ending(code)}", page.tail())
 
     @property
     def _patience(self) -> float:
@@ -370,9 +432,37 @@ class Child:
         self._position += len(whole)
         return (json.loads(row) for row in whole.splitlines() if row.startswith(b"{"))
 
+    def has_said(self, name: str) -> bool:
+        """Whether there is such an event in what it has said since the last call."""
+        return any(event.get("event") == name for event in self.events())
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.process.poll() is not None
+
     def tail(self) -> str:
         """The end of its output."""
         return tail(self._output)
+
+
+def is_free(port: int) -> bool:
+    """Whether the page could listen there."""
+    try:
+        socket.create_server((PAGE_HOST, port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers(port: int) -> bool:
+    """Whether the page on this port answers, and the database answers it."""
+    with closing(HTTPConnection(PAGE_HOST, port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
+            return False
 
 
 def ending(code: int) -> str:

@@ -29,8 +29,13 @@ def line(figures: Figures, clock: str) -> str:
     )
 
 
-def screen(figures: Figures, clock: str, width: int) -> RenderableType:
-    """The figures on 16 lines, from 80 columns on."""
+def invitation(address: str) -> str:
+    """Where the page is."""
+    return f"Open {address} in a browser"
+
+
+def screen(figures: Figures, clock: str, address: str, width: int) -> RenderableType:
+    """The figures and where there is more, on 19 lines, from 80 columns on."""
     title = Table.grid(expand=True)
     title.add_column()
     title.add_column(justify="right")
@@ -41,7 +46,7 @@ def screen(figures: Figures, clock: str, width: int) -> RenderableType:
     panels.add_column(ratio=1)
     panels.add_row(_messages(figures, (width - FRAMES) // 2), _database(figures))
     # The cursor rests on the empty line, where the ^C that the terminal echoes does no harm.
-    return Group(title, panels, _fleet(figures), Text())
+    return Group(title, panels, _fleet(figures), Text(invitation(address), style="bold green"), Text())
 
 
 def efficiency(ac: float, dc: float) -> str:
