@@ -18,7 +18,7 @@ PHONE = {"width": 390, "height": 844}
 def shoot(page: Page, path: str, name: str) -> None:
     """Saves what is at the path, once its charts are drawn."""
     page.goto(path)
-    page.wait_for_function("document.getElementById('connection').dataset.state === 'live'")
+    page.locator("#connection[data-state=live]").wait_for()
     page.screenshot(path=IMAGES / f"{name}.png", clip={"x": 0, "y": 0, **page.viewport_size})
 
 

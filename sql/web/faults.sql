@@ -1,4 +1,4 @@
--- The chargers that lose the most, with all vehicles that charged there.
+-- The chargers that are to blame first, then those that lose the most; with all vehicles that charged there.
 SELECT
     meter_id,
     verdict,
@@ -10,7 +10,7 @@ SELECT
     efficiency,
     elsewhere_efficiency
 FROM (
-    SELECT fault.*, dense_rank() OVER (ORDER BY meter_loss_kwh DESC, meter_id) AS place
+    SELECT fault.*, dense_rank() OVER (ORDER BY verdict <> 'charger', verdict <> 'vehicle', meter_loss_kwh DESC, meter_id) AS place
     FROM fleet_faults(%(since)s, %(until)s) AS fault
 ) AS ranked
 WHERE place <= %(chargers)s

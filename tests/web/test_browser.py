@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from tests.integration.conftest import Broker
-from tests.integration.harness import Daemon, Publisher, ask, meter, one, vehicle, wait_for_received
+from tests.integration.harness import Daemon, Publisher, ask, meter, one, vehicle, wait_for_received, wait_until
 from tests.web.serving import Web, login
 
 CHROMIUM = next(
@@ -166,7 +166,7 @@ def test_the_keyboard_is_enough(browser: Browser, web: Web) -> None:
         box = page.locator(".scroll").first
         box.focus()
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
+        wait_until(lambda: page.evaluate("document.querySelector('.scroll').scrollLeft > 0"), "scrolled")
 
 
 def test_the_token_is_asked_for(browser: Browser, reader: str, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, web: Web) ->
             "Object.defineProperty(document, 'hidden', {value: false});"
             "document.dispatchEvent(new Event('visibilitychange'))"
         )
-        page.wait_for_function("before => document.getElementById('connection').textContent !== before", arg=before)
+        expect(page.locator("#connection")).not_to_have_text(before)
         live(page)
 
 
@@ -210,4 +210,4 @@ def test_the_theme_of_the_charts_follows_the_system(browser: Browser, web: Web) 
         page.wait_for_selector("#power canvas")
         light = page.evaluate(drawn)
         page.emulate_media(color_scheme="dark")
-        page.wait_for_function(f"light => {drawn} !== light", arg=light)
+        wait_until(lambda: page.evaluate(drawn) != light, "drawn again")
