@@ -51,7 +51,7 @@ class Size(NamedTuple):
     soak_s: float
 
 
-TESTS = Size(rate=3_000, seconds=2, outage_s=4, storm=20_000, soak_rate=2_000, soak_s=20)
+TESTS = Size(rate=3_000, seconds=2, outage_s=4, storm=20_000, soak_rate=2_000, soak_s=15)
 DRILL = Size(rate=4_000, seconds=3, outage_s=60, storm=200_000, soak_rate=5_000, soak_s=1_200)
 
 

@@ -27,7 +27,8 @@ SMALL = ["--small", "--rounds", "1"]
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres() as running:
+    # The disk is no side of any ratio here, and to fill and copy databases takes most of the time.
+    with EmbeddedPostgres({"fsync": "off"}) as running:
         yield running
 
 

@@ -1,5 +1,7 @@
-"""The demo as a person meets it: one command, any ending, books that balance, and nothing left behind."""
+"""The demo as a person meets it: one command, a page, any ending, books that balance, and nothing left behind."""
 
+import http.client
+import json
 import os
 import re
 import signal
@@ -7,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
@@ -42,7 +46,7 @@ class Running:
     def text(self) -> str:
         return self._output.read_text()
 
-    def await_text(self, pattern: str, seconds: float = 40) -> None:
+    def await_text(self, pattern: str, seconds: float = 60) -> None:
         assert eventually(lambda: bool(re.search(pattern, self.text)) or self.ended, seconds), self.text
         assert re.search(pattern, self.text), self.text
         if not self.ended:
@@ -60,6 +64,19 @@ class Running:
     def _published(directory: Path) -> bool:
         ledger = directory / "demo" / "fleet.ledger"
         return ledger.exists() and ledger.stat().st_size > SOME_READINGS
+
+    @contextmanager
+    def ask_page(self, path: str, accept: str = "*/*") -> Iterator[http.client.HTTPResponse]:
+        """The answer of the page at the address that was printed."""
+        (address,) = re.findall(r"^Open (http://127\.0\.0\.1:\d+/) in a browser$", self.text, re.MULTILINE)
+        with closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)) as connection:
+            connection.request("GET", path, headers={"Accept": accept})
+            with connection.getresponse() as response:
+                yield response
+
+    def stored_by_page(self) -> int:
+        with self.ask_page("/v1/ingest") as answer:
+            return sum(daemon["stored"] for daemon in json.load(answer)["items"])
 
     @property
     def ended(self) -> bool:
@@ -88,7 +105,7 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start(*arguments: str, **more: dict[str, str]) -> Running:
-        started.append(Running(tmp_path / "output", *arguments, **more))
+        started.append(Running(tmp_path / f"output-{len(started)}", *arguments, **more))
         return started[-1]
 
     yield start
@@ -138,10 +155,18 @@ def test_it_ends_by_itself_with_balanced_books_whatever_the_user_has_configured(
         "PGSSLMODE": "require",
         "PGOPTIONS": "-c search_path=elsewhere",
     }
-    running = demo("--for", "8s", environment=mine)
-    running.await_text(r"\d\d:0\d of 00:08  \d+ msg/s  published \d+")
-    passwords = [each for process in running.family for each in command_line(process) if "postgresql://" in each]
+    running = demo("--for", "6s", environment=mine)
+    running.await_text("✓ Fleet")
+    page = running.find("web").environ()
+    secrets = [dict(part.split("=") for part in page["WATTBRIDGE_DATABASE__DSN"].split())["password"], "postgresql://"]
+    passwords = [
+        each
+        for process in running.family
+        for each in command_line(process)
+        if any(secret in each for secret in secrets)
+    ]
     assert running.process.wait(60) == 0, running.text
+    assert re.search(r"00:0\d of 00:06  \d+ msg/s  published \d+", running.text), running.text
     # However slow the machine is: a fleet ran, and not only its first minute.
     assert balanced(running.text) > 100
     assert re.search(
@@ -152,57 +177,69 @@ def test_it_ends_by_itself_with_balanced_books_whatever_the_user_has_configured(
     running.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_in_order(demo: Callable[..., Running], number: signal.Signals) -> None:
-    running = demo()
-    running.await_fleet()
-    running.process.send_signal(number)
-    assert running.process.wait(60) == 0, running.text
-    assert balanced(running.text) > 0
-    assert re.search(
-        r"MATCH: [0-9,]+ readings and 0 dead letters, exactly as the ledger says\nOK everything is accounted for",
-        running.text,
-    )
-    running.assert_nothing_is_left()
+# Of what follows a part is waiting, so that demos may as well do it side by side.
 
 
-def test_a_second_signal_ends_it_at_once(demo: Callable[..., Running]) -> None:
-    running = demo()
-    running.await_fleet()
+def test_a_signal_ends_it_in_order(demo: Callable[..., Running]) -> None:
+    demos = {number: demo() for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, running in demos.items():
+        running.await_fleet()
+        assert eventually(lambda running=running: running.stored_by_page() > 0)
+        dsn = running.find("web").environ()["WATTBRIDGE_DATABASE__DSN"]
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            assert connection.execute("SELECT count(*) > 0 FROM vehicle_status").fetchone() == (True,)
+            for write in (
+                "DELETE FROM dead_letter",
+                "INSERT INTO device_presence DEFAULT VALUES",
+                "CREATE TABLE mine ()",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(write)
+        # A browser that looks on does not hold it up.
+        with running.ask_page("/", "text/event-stream") as stream:
+            assert (stream.status, stream.getheader("content-type", "")[:17]) == (200, "text/event-stream")
+            running.process.send_signal(number)
+            assert running.process.wait(60) == 0, running.text
+        assert balanced(running.text) > 0
+        assert re.search(
+            r"MATCH: [0-9,]+ readings and 0 dead letters, exactly as the ledger says\nOK everything is accounted for",
+            running.text,
+        )
+        running.assert_nothing_is_left()
+
+
+def test_nothing_runs_on_after_a_second_signal_or_sigkill(demo: Callable[..., Running]) -> None:
+    told, killed = demo(), demo()
+    for running in (told, killed):
+        running.await_fleet()
+    killed.process.kill()
     # A bridge that does not move: the first signal waits for it.
-    running.find("run").suspend()
-    running.process.send_signal(signal.SIGINT)
-    running.await_text("Stopping: Ctrl-C. Ctrl-C again ends at once")
-    assert not eventually(lambda: running.ended, 2), running.text
-    running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(5) == 130
-    running.assert_nothing_is_left()
+    told.find("run").suspend()
+    told.process.send_signal(signal.SIGINT)
+    told.await_text("Stopping: Ctrl-C. Ctrl-C again ends at once")
+    assert not eventually(lambda: told.ended, 2), told.text
+    told.process.send_signal(signal.SIGINT)
+    assert told.process.wait(5) == 130
+    for running in (told, killed):
+        running.assert_nothing_is_left()
 
 
-def test_nothing_runs_on_after_sigkill(demo: Callable[..., Running]) -> None:
-    running = demo()
-    running.await_fleet()
-    running.process.kill()
-    running.assert_nothing_is_left()
-
-
-def test_the_death_of_the_bridge_is_a_failure_that_is_named(demo: Callable[..., Running]) -> None:
-    running = demo()
-    running.await_fleet()
-    running.find("run").kill()
-    assert running.process.wait(60) == 1, running.text
-    assert "FAIL the bridge was ended by SIGKILL" in running.text
-    assert "Reconciliation" in running.text
-    running.assert_nothing_is_left()
-
-
-def test_the_death_of_the_database_is_a_failure_that_is_named(demo: Callable[..., Running]) -> None:
-    running = demo()
-    running.await_fleet()
-    running.find_server().kill()
-    assert running.process.wait(60) == 1, running.text
-    assert "FAIL PostgreSQL has ended" in running.text
-    running.assert_nothing_is_left()
+def test_the_death_of_a_part_is_a_failure_that_is_named(demo: Callable[..., Running]) -> None:
+    without_bridge, without_page, without_database = demos = [demo() for _ in range(3)]
+    for running in demos:
+        running.await_fleet()
+    without_bridge.find("run").kill()
+    without_page.find("web").kill()
+    without_database.find_server().kill()
+    for running in demos:
+        assert running.process.wait(60) == 1, running.text
+    assert "FAIL the bridge was ended by SIGKILL" in without_bridge.text
+    assert "FAIL the page was ended by SIGKILL" in without_page.text
+    assert "FAIL PostgreSQL has ended" in without_database.text
+    for running in (without_bridge, without_page):
+        assert "Reconciliation" in running.text
+    for running in demos:
+        running.assert_nothing_is_left()
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0s", "-5s"])

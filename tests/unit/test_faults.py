@@ -307,7 +307,7 @@ def fault_configs() -> st.SearchStrategy[FaultConfig]:
     return st.builds(FaultConfig, **rates | {"outages": often, "silences": often})
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(faults=fault_configs(), seed=st.integers(0, 2**64), size=st.sampled_from([(1, 0), (0, 1), (0, 3), (3, 2)]))
 def test_any_faults_of_any_fleet_come_true(faults: FaultConfig, seed: int, size: tuple[int, int]) -> None:
     fleet = StandIn(*size, seed=seed)
