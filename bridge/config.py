@@ -177,6 +177,11 @@ def _address(text: str) -> tuple[str, int] | None:
     return bare, int(port)
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part for piece in text.split(",") if (part := piece.strip()))
+
+
 def _usable_address(listen: str | None) -> str | None:
     """Raises ValueError where it cannot be listened on; empty where a section lets it be so: nowhere."""
     if listen and _address(listen) is None:
@@ -224,8 +229,8 @@ class Web(_Section):
         None, ge=0, allow_inf_nan=False, description="what a kWh costs, to show losses as money; empty: none is shown"
     )
     currency: str = Field("EUR", min_length=1, max_length=8, description="of the tariff, as it is shown")
-    daemons: tuple[str, ...] = Field(
-        (), max_length=100, description="health.listen of daemons whose rates are shown, such as 127.0.0.1:9464"
+    daemons: str = Field(
+        "", description="health.listen of daemons whose rates are shown, with commas: 127.0.0.1:9464, bridge:9464"
     )
     replay: Replay = Replay()
 
@@ -233,8 +238,8 @@ class Web(_Section):
 
     @field_validator("daemons")
     @classmethod
-    def _check_daemons(cls, daemons: tuple[str, ...]) -> tuple[str, ...]:
-        for daemon in daemons:
+    def _check_daemons(cls, daemons: str) -> str:
+        for daemon in _listed(daemons):
             if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", daemon):
                 raise ValueError(f"{daemon!r} is not a host and a port; write it like 127.0.0.1:9464 or bridge:9464")
         return daemons
@@ -260,6 +265,11 @@ class Web(_Section):
         if address is None:
             raise AssertionError
         return address
+
+    @property
+    def daemon_addresses(self) -> tuple[str, ...]:
+        """Host and port of each daemon."""
+        return _listed(self.daemons)
 
     @property
     def open(self) -> bool:

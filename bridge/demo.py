@@ -176,7 +176,7 @@ class Demo:
         environment = {
             "WATTBRIDGE_DATABASE__DSN": make_conninfo(self._postgres.dsn, user=PAGE_LOGIN, password=password),
             "WATTBRIDGE_LOG__FORMAT": "json",
-            "WATTBRIDGE_WEB__DAEMONS": json.dumps([self._health]),
+            "WATTBRIDGE_WEB__DAEMONS": self._health,
             "WATTBRIDGE_WEB__TARIFF": str(TARIFF),
             # A quarter hour of the fleet is read from history for most of what a page asks, all at once: it takes
             # longer than usual, which is better than to hear that the database is busy.
@@ -210,6 +210,10 @@ class Demo:
 
     def _explain(self) -> None:
         self._console.print(f"\n{demo_view.invitation(self._address)}", style="bold green")
+        self._console.print(
+            f"The fleet's clock began 23 hours ago and runs {self._options.speedup:g} times as fast until it is now: "
+            "so far behind the readings seem to be."
+        )
         self._console.print("\nLook inside from another terminal, while this runs:", style="bold")
         # Each on one line, however long, so that it can be copied.
         commands = [self._postgres.psql_command, f'{self._postgres.psql_command} -c "{EXAMPLE}"']

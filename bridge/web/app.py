@@ -123,6 +123,8 @@ class Gate:
         self._app = app
         self._token = web.token.get_secret_value().encode()
         self._open = web.open
+        host, _ = web.address()
+        self._names = LOCAL_NAMES | {f"[{host}]" if ":" in host else host}
         self._site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +144,7 @@ class Gate:
 
         if scope["method"] == "HEAD":
             # The server leaves the body out.
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "head": True}
         if not self._welcome(scope):
             said = "a token is needed: Authorization: Bearer …, or in a browser as the password of any user name"
             refusal = self._site.refuse(Request(scope), HTTPStatus.UNAUTHORIZED, said)
@@ -152,7 +154,7 @@ class Gate:
             return
         if not self._ours(scope):
             # A site that lets its name lead here, once a browser has its page, could read everything (DNS rebinding).
-            said = f"without web.token this is for {', '.join(sorted(LOCAL_NAMES))} alone, by these names"
+            said = f"without web.token this is for {', '.join(sorted(self._names))} alone, by these names"
             refusal = self._site.refuse(Request(scope), HTTPStatus.MISDIRECTED_REQUEST, said)
             await refusal(scope, receive, sending)
             return
@@ -178,7 +180,7 @@ class Gate:
             return True
         host: bytes = next((value for name, value in scope["headers"] if name == b"host"), b"localhost")
         name = host.decode("latin-1").lower()
-        return re.sub(r":[0-9]+$", "", name) in LOCAL_NAMES
+        return re.sub(r":[0-9]+$", "", name) in self._names
 
 
 def _token(authorization: bytes) -> bytes:

@@ -65,7 +65,7 @@ class Questions:
         self._names: dict[str, list[str]] = {}
         self._asking: dict[tuple[object, ...], asyncio.Task[list[Row]]] = {}
         # It would repeat what we say ourselves, for each connection and attempt.
-        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)
         self._pool: AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
             conninfo(config.database),
             kwargs={"autocommit": True, "application_name": APPLICATION},
@@ -175,6 +175,8 @@ class Questions:
         """What is said about an error that is not the question's; None where it is."""
         if isinstance(error, PoolTimeout):
             self._patience_s = IMPATIENCE_S
+            if "FATAL:" in self._refusal:
+                return "the database does not let us in: the log says why"
             return "no connection to the database: it is away, or busy"
         if isinstance(error, LACKING):
             return 'the database lacks the schema of this version: run "wattbridge migrate"'

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Iterator
 from types import FrameType
 from typing import cast
@@ -21,16 +22,19 @@ log = structlog.get_logger()
 
 # More at once are told to come back: descriptors end somewhere.
 MOST_CONNECTIONS = 500
-# A request whose head is longer is not read on; nor is one whose head is not there after so long.
+# A request whose head is longer is not read on; nor is one that is not there as a whole after so long.
 LONGEST_HEAD = 65_536
 REQUEST_S = 10.0
+# Who does not read what was answered for so long is gone; until then no more than this is held for them by the system.
+READ_S = 30.0
+SEND_BUFFER = 256 * 1024
 
 
 def run(config: Config) -> ExitCode:
     """Answers until SIGTERM or SIGINT. Raises WattbridgeError where it cannot listen."""
     web = config.web
-    with listen("web.listen", web.address(), "end what listens there") as socket:
-        host, port = socket.getsockname()[:2]
+    with listen("web.listen", web.address(), "end what listens there") as listening:
+        host, port = listening.getsockname()[:2]
         log.info("web.listening", host=host, port=port, token=bool(web.token.get_secret_value()))
         if web.open and not web.token.get_secret_value():
             log.warning(
@@ -49,7 +53,7 @@ def run(config: Config) -> ExitCode:
             )
         )
         server.site = app.state.site
-        server.run(sockets=[socket])
+        server.run(sockets=[listening])
     log.info("web.stopped")
     return ExitCode.OK
 
@@ -75,18 +79,26 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(HttpToolsProtocol):
-    """Neither reads the head of a request without an end, nor waits for it for ever."""
+    """Waits neither for a request nor for its reader without an end."""
 
     _unread = 0
-    _patience: asyncio.TimerHandle | None = None
+    _asking: asyncio.TimerHandle | None = None
+    _telling: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are Transports in all but the class.
         super().connection_made(cast("asyncio.Transport", transport))
-        self._patience = self.loop.call_later(REQUEST_S, self.transport.abort)
+        line = self.transport.get_extra_info("socket")
+        # The system would hold megabytes for who does not read, and what was sent to who is gone for a quarter hour.
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(READ_S * 1_000))
+        self._asking = self.loop.call_later(REQUEST_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._be_patient()
+        for patience in (self._asking, self._telling):
+            if patience:
+                patience.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -94,12 +106,15 @@ class _Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._unread > LONGEST_HEAD:
             self.transport.abort()
-        elif self._unread and not self._patience:
-            self._patience = self.loop.call_later(REQUEST_S, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        # From its first byte to the last one of its body.
+        if not self._asking:
+            self._asking = self.loop.call_later(REQUEST_S, self.transport.abort)
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._unread = 0
-        self._be_patient()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -108,9 +123,19 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unread = 0
+        if self._asking:
+            self._asking.cancel()
+            self._asking = None
         super().on_message_complete()
 
-    def _be_patient(self) -> None:
-        if self._patience:
-            self._patience.cancel()
-            self._patience = None
+    def pause_writing(self) -> None:
+        """The transport holds enough that was not read."""
+        self._telling = self.loop.call_later(READ_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        if self._telling:
+            self._telling.cancel()
+            self._telling = None
+        super().resume_writing()

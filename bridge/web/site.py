@@ -4,15 +4,18 @@ Both come from the same address: who accepts text/event-stream gets the stream (
 """
 
 import asyncio
+import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.types import Receive, Scope, Send
 
 from bridge.config import Config
 from bridge.web import figures, problems
@@ -22,11 +25,17 @@ from bridge.web.representation import ASK_AGAIN
 
 Content = Mapping[str, Any]
 Gather = Callable[[], Awaitable[Content]]
+Fresh = Callable[[], Awaitable[object]]
 
 EVENTS = "text/event-stream"
 # How often an open page is looked at again; and what the browser waits before it comes back after the line was cut.
 EVERY_S = 2.0
 RETRY_MS = 3_000
+# Where a look takes long: the browser takes a longer silence for the end of us.
+SIGN_OF_LIFE_S = 8.0
+# An open page is made anew at least so often, and takes at most about one of so many parts of the time.
+LONGEST_S = 60.0
+SELDOM = 5
 # Each holds a connection. The API must still be reachable.
 MOST_STREAMS = 200
 
@@ -36,7 +45,7 @@ class Site:
 
     def __init__(self, config: Config, assets: Assets) -> None:
         self._streams = 0
-        self._looks: dict[str, asyncio.Task[str]] = {}
+        self._looks: dict[str, asyncio.Task[Look]] = {}
         self._stopping = asyncio.Event()
         self._templates = Environment(
             loader=PackageLoader("bridge.web"),
@@ -53,18 +62,22 @@ class Site:
             "currency": config.web.currency,
         }
 
-    async def respond(self, request: Request, template: str, gather: Gather) -> Response:
+    async def respond(self, request: Request, template: str, gather: Gather, fresh: Fresh | None = None) -> Response:
         """The page that `template` makes of what is gathered; as events, its block `main` whenever that has changed.
 
-        Raises ProblemError as `gather` does.
+        What costs much to gather has a cheap `fresh` beside it: an open page is gathered again when that says something
+        else than before, or a minute is over. Raises ProblemError as `gather` does.
         """
         if EVENTS in request.headers.get("accept", ""):
-            if self._streams >= MOST_STREAMS:
-                said = f"{MOST_STREAMS} pages are kept live already: this one stands still"
-                raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, said, {"Retry-After": "30"})
             # A proxy must not keep events back (nginx).
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(self._events(request, template, gather), headers=headers, media_type=EVENTS)
+            if request.scope.get("head"):
+                return Response(headers=headers, media_type=EVENTS)
+            if self._streams >= MOST_STREAMS:
+                full = event("full", f"{MOST_STREAMS} pages are kept live already")
+                return Response(full, headers=headers, media_type=EVENTS)
+            self._streams += 1
+            return _Stream(self, self._events(request, template, gather, fresh), headers=headers, media_type=EVENTS)
         return self.page(request, template, await gather())
 
     def page(
@@ -90,49 +103,91 @@ class Site:
         """Ends all streams soon."""
         self._stopping.set()
 
-    async def _events(self, request: Request, template: str, gather: Gather) -> AsyncIterator[str]:
-        self._streams += 1
-        try:
-            before = ""
-            yield f"retry: {RETRY_MS}\n\n"
-            while not self._stopping.is_set():
-                try:
-                    text = await self._look(request, template, gather)
-                except ProblemError as problem:
-                    yield event("trouble", problem.message)
-                else:
-                    # Also where nothing is new: the page shows when it was last known to be true.
-                    now = f"{datetime.now(UTC):%H:%M:%S}"
-                    yield event("unchanged", now) if text == before else event("changed", f"{now}\n{text}")
-                    before = text
-                try:
-                    await asyncio.wait_for(self._stopping.wait(), EVERY_S)
-                except TimeoutError:
-                    continue
-        finally:
-            self._streams -= 1
+    def ended(self) -> None:
+        """A stream has."""
+        self._streams -= 1
 
-    async def _look(self, request: Request, template: str, gather: Gather) -> str:
+    async def _events(self, request: Request, template: str, gather: Gather, fresh: Fresh | None) -> AsyncIterator[str]:
+        shown = ""
+        yield f"retry: {RETRY_MS}\n\n"
+        while not self._stopping.is_set():
+            looking = self._look(request, template, gather, fresh)
+            while not (await asyncio.wait((looking,), timeout=SIGN_OF_LIFE_S))[0]:
+                yield event("waiting", "")
+            try:
+                look = looking.result()
+            except ProblemError as problem:
+                yield event("trouble", problem.message)
+            else:
+                # Also where nothing is new: the page shows when it was last known to be true.
+                at = f"{look.at:%H:%M:%S}"
+                yield event("unchanged", at) if look.text == shown else event("changed", f"{at}\n{look.text}")
+                shown = look.text
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), EVERY_S)
+
+    def _look(self, request: Request, template: str, gather: Gather, fresh: Fresh | None) -> "asyncio.Task[Look]":
         """The block `main` as of a moment ago: of all who have the same page open, one looks for all."""
         address = f"{request.scope['path']}?{request.url.query}"
-        look = self._looks.get(address)
-        if look is None:
-            look = self._looks[address] = asyncio.create_task(self._main(request, template, gather))
-            look.add_done_callback(lambda done: self._looked(address, done))
-        await asyncio.wait((look,))
-        return look.result()
+        looking = self._looks.get(address)
+        if looking is None or (looking.done() and _over(looking)):
+            before = looking.result() if looking and _fine(looking) else None
+            looking = asyncio.create_task(self._looked(request, template, gather, fresh, before))
+            self._looks[address] = looking
+            # Perhaps nobody waits any more for how it went.
+            looking.add_done_callback(_fine)
+            # Those that nobody wants any more.
+            for old in [old for old, done in self._looks.items() if done.done() and _over(done, LONGEST_S)]:
+                del self._looks[old]
+        return looking
 
-    def _looked(self, address: str, look: asyncio.Task[str]) -> None:
-        # Asked for, as perhaps nobody is waiting for it any more.
-        if look.cancelled() or look.exception():
-            self._looks.pop(address, None)
-        else:
-            asyncio.get_running_loop().call_later(EVERY_S / 2, self._looks.pop, address, None)
-
-    async def _main(self, request: Request, template: str, gather: Gather) -> str:
+    async def _looked(
+        self, request: Request, template: str, gather: Gather, fresh: Fresh | None, before: "Look | None"
+    ) -> "Look":
+        began = time.monotonic()
+        state = await fresh() if fresh else None
+        at = datetime.now(UTC)
+        if before and fresh and before.state == state and began - before.gathered < LONGEST_S:
+            return before._replace(at=at, good_until=began + EVERY_S / 2)
         found = self._templates.get_template(template)
         context = found.new_context({**await gather(), "path": request.scope["path"]})
-        return "".join(found.blocks["main"](context))
+        text = "".join(found.blocks["main"](context))
+        # What takes long is looked at seldom: pages that are open never take all of a core.
+        now = time.monotonic()
+        return Look(text, at, state, began, now + max(EVERY_S / 2, SELDOM * (now - began)))
+
+
+class Look(NamedTuple):
+    """A page as it was at a time; `gathered` and `good_until` by a clock that never jumps."""
+
+    text: str
+    at: datetime
+    state: object
+    gathered: float
+    good_until: float
+
+
+class _Stream(StreamingResponse):
+    """Tells when it has ended, however it does."""
+
+    def __init__(self, site: Site, events: AsyncIterator[str], headers: Mapping[str, str], media_type: str) -> None:
+        super().__init__(events, headers=headers, media_type=media_type)
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._site.ended()
+
+
+def _fine(look: "asyncio.Task[Look]") -> bool:
+    return look.done() and not look.cancelled() and not look.exception()
+
+
+def _over(look: "asyncio.Task[Look]", more_s: float = 0.0) -> bool:
+    """Whether a look that has ended is no longer good, for so long."""
+    return not _fine(look) or time.monotonic() > look.result().good_until + more_s
 
 
 def event(name: str, data: str) -> str:

@@ -1,3 +1,4 @@
+-- By what they lose, as worst_chargers.sql.
 SELECT
     vehicle_id,
     finding,
@@ -7,5 +8,5 @@ SELECT
     meters,
     count(*) OVER () AS found
 FROM fleet_inefficient
-ORDER BY ratio >= 1, -abs(1 - ratio), vehicle_id
+ORDER BY loss_kwh DESC NULLS LAST, vehicle_id
 LIMIT %(rows)s

@@ -284,7 +284,7 @@ def test_the_pages_are_for_this_machine_and_for_who_has_the_token(
 def test_the_pages_ask_the_bridge_for_its_rates(made_once: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     listen = re.search(r"WATTBRIDGE_HEALTH__LISTEN=\S+:(\d+)$", DOCKERFILE, re.MULTILINE)
     assert listen
-    assert configured(SERVICES["web"], made_once[0], monkeypatch).web.daemons == (f"bridge:{listen[1]}",)
+    assert configured(SERVICES["web"], made_once[0], monkeypatch).web.daemons == f"bridge:{listen[1]}"
     assert {"database", "monitoring"} == set(SERVICES["web"]["networks"]) <= set(SERVICES["bridge"]["networks"])
 
 

@@ -19,17 +19,19 @@ class Element:
     @property
     def text(self) -> str:
         """All text in it, with single blanks."""
-        return " ".join(self._text().split())
+        return " ".join(self.raw.split())
 
-    def _text(self) -> str:
-        return "".join(child if isinstance(child, str) else child._text() for child in self.children)
+    @property
+    def raw(self) -> str:
+        """All text in it as it is."""
+        return "".join(child if isinstance(child, str) else child.raw for child in self.children)
 
-    def all(self, name: str, **attributes: str) -> list["Element"]:
-        """The elements of this name in it, at any depth; `class_` is one of its classes."""
+    def all(self, name: str = "", **attributes: str) -> list["Element"]:
+        """The elements of this name in it, or all, at any depth; `class_` is one of its classes."""
         found: list[Element] = []
         for child in self.children:
             if isinstance(child, Element):
-                if child.name == name and child._has(attributes):
+                if name in {"", child.name} and child._has(attributes):
                     found.append(child)
                 found += child.all(name, **attributes)
         return found
@@ -86,7 +88,10 @@ def parsed(html: str) -> Element:
 
 def look(web: Web, path: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Element:
     """The page at a path, as a browser asks for it."""
-    return parsed(answer_of(web, path, status, headers).body.decode())
+    answer = answer_of(web, path, status, headers)
+    if answer.headers["content-type"] != "text/html; charset=utf-8":
+        raise AssertionError(f"{path}: {answer.headers['content-type']}")
+    return parsed(answer.body.decode())
 
 
 def answer_of(web: Web, path: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:

@@ -1,7 +1,7 @@
 """A fleet that a real daemon has taken over MQTT, and `wattbridge web` asked about it, as a login that only reads."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -15,6 +15,13 @@ __all__ = ["broker", "database", "postgres_dsn_admin", "proxy", "template"]
 # Of each pair of a vehicle and a meter, DC over AC.
 RATIOS = [0.95, 0.8, 0.8, 0.6, 1.2, 0.9, 0.95, 0.95, 0.7, 1.1, 0.95, 0.95]
 MINUTES = 40
+# Where vehicles charge in turn, three times SLOT minutes: MTR-20 loses with whoever comes, at MTR-21 only one loses.
+SLOT = 20
+SHARED = {
+    "VEH-20": [("MTR-20", 0.84), ("MTR-21", 0.95), None],
+    "VEH-21": [None, ("MTR-20", 0.83), ("MTR-21", 0.95)],
+    "VEH-22": [("MTR-21", 0.5), None, ("MTR-20", 0.82)],
+}
 SILENT = ["VEH-02", "VEH-03", "MTR-04", "MTR-05", "VEH-06"]
 
 
@@ -47,11 +54,12 @@ def fleet(
                 ],
             )
             devices.send("vehicle", driven, b"online" if number % 2 else b"offline", channel="status")
+        send_shared(devices, begin)
         devices.send("vehicle", "-1", vehicle("-1", begin))
         for payload in (b"=1+1", b"[]", {"vehicleId": "another"}):
             devices.send("vehicle", "VEH-00", payload)
         devices.flush()
-        expected = 20 + 2 * MINUTES * len(RATIOS) + 1 + 3
+        expected = 20 + 2 * MINUTES * len(RATIOS) + (2 + len(SHARED)) * 3 * SLOT + 1 + 3
         wait_for_received(dsn, expected)
         assert check_books(dsn).dead_lettered == 3
         assert daemon.terminate() == 0
@@ -59,6 +67,22 @@ def fleet(
             query = f"UPDATE {kind}_live SET received_at = received_at - %s WHERE {kind}_id = ANY(%s)"
             ask(dsn, query, timedelta(hours=1), SILENT)
         yield dsn
+
+
+def send_shared(devices: Publisher, begin: datetime) -> None:
+    """Two chargers at which the same three vehicles were, one after the other."""
+    minutes = [begin + minute * MINUTE for minute in range(3 * SLOT)]
+    for at in ("MTR-20", "MTR-21"):
+        devices.send("meter", at, [meter(at, time, 0.125) for time in minutes])
+    for driven, slots in SHARED.items():
+        readings = []
+        for minute, time in enumerate(minutes):
+            at, ratio = slots[minute // SLOT] or (None, 0.0)
+            # It goes away a little before the next one comes.
+            if minute % SLOT >= SLOT - 2:
+                at, ratio = None, 0.0
+            readings.append(vehicle(driven, time, 0.125 * ratio, 20 + minute / 2, at=at))
+        devices.send("vehicle", driven, readings)
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ def test_a_vehicle_without_readings_in_its_hours_is_not_found(web: Web) -> None:
 def test_the_fleet(web: Web, fleet: str) -> None:
     (row,) = expected(fleet, "SELECT * FROM fleet_summary_24h")
     assert web.get("/v1/analytics/fleet") == row | {"timeWindowHours": 24}
-    assert row["vehiclesReporting"] == 13
+    assert row["vehiclesReporting"] == 16
     answer = web.get("/v1/analytics/fleet?hours=48")
     assert (answer["until"], answer["timeWindowHours"]) == (row["until"], 48)
     answer = web.get(f"/v1/analytics/fleet?{urlencode(DAY)}")
@@ -113,13 +113,13 @@ def test_the_fleet(web: Web, fleet: str) -> None:
 def test_inefficient_vehicles_worst_first(web: Web, fleet: str) -> None:
     rows = expected(fleet, "SELECT * FROM fleet_inefficient")
     assert web.get("/v1/analytics/fleet/inefficient") == {"items": rows, "next": None}
-    assert [row["vehicleId"] for row in rows] == ["VEH-03", "VEH-08", "VEH-01", "VEH-02", "VEH-04", "VEH-09"]
+    assert [row["vehicleId"] for row in rows] == ["VEH-03", "VEH-22", "VEH-08", "VEH-01", "VEH-02", "VEH-04", "VEH-09"]
 
 
 def test_chargers(web: Web, fleet: str) -> None:
     rows = expected(fleet, "SELECT * FROM charger_performance_24h ORDER BY meter_id")
     assert web.get("/v1/analytics/chargers")["items"] == rows
-    assert len(rows) == 12
+    assert len(rows) == 14
     for finding in ("inefficient", "mapping or metering fault"):
         found = web.get(f"/v1/analytics/chargers?{urlencode({'finding': finding})}")["items"]
         assert found == [row for row in rows if row["finding"] == finding] != []

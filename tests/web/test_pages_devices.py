@@ -163,6 +163,30 @@ def test_a_charger_its_vehicles_and_what_is_at_fault(web: Web, fleet: str) -> No
     assert not look(web, "/chargers/MTR-00").all("h2", id="fault")
 
 
+@pytest.mark.parametrize(
+    ("charger", "verdict", "elsewhere"),
+    [
+        ("MTR-20", "the charger", {"VEH-20": 0.95, "VEH-21": 0.95, "VEH-22": 0.5}),
+        ("MTR-21", "the vehicle", {"VEH-20": 0.84, "VEH-21": 0.83, "VEH-22": 0.82}),
+    ],
+)
+def test_which_of_them_is_at_fault_where_vehicles_come_and_go(
+    web: Web, fleet: str, charger: str, verdict: str, elsewhere: dict[str, float]
+) -> None:
+    pairs = table(look(web, f"/chargers/{charger}"), f"At fault: {verdict}")
+    sql = asked(
+        fleet,
+        "SELECT fault.* FROM closed_24h, fleet_faults(since, until) AS fault WHERE meter_id = %s ORDER BY efficiency",
+        charger,
+    )
+    assert [pair[0].text for pair in pairs] == [row["vehicle_id"] for row in sql]
+    names = ("kwh_ac", "efficiency", "elsewhere_kwh_ac", "elsewhere_efficiency")
+    assert [[value for cell in pair for value in cell.values] for pair in pairs] == [
+        [row[name] for name in names] for row in sql
+    ]
+    assert {pair[0].text: pair[4].values[0] for pair in pairs} == pytest.approx(elsewhere)
+
+
 def test_a_week_of_voltage_is_drawn_as_means(web: Web, fleet: str) -> None:
     values = chart(look(web, "/chargers/MTR-03?hours=168"), "voltage")["series"][0]["values"]
     sql = asked(
@@ -175,6 +199,8 @@ def test_a_week_of_voltage_is_drawn_as_means(web: Web, fleet: str) -> None:
 
 def test_a_charger_that_is_named_but_never_reported(web: Web, fleet: str) -> None:
     look(web, "/chargers/MTR-GHOST", 404)
+    past = look(web, f"/chargers/MTR-GHOST?{DAY}", 404).one("main").text
+    assert past.count("no vehicle named it in the 30 days before 2026-02-11T00:00:00Z") == 1
     ask(fleet, "INSERT INTO charger_assignment VALUES ('-1', 'MTR-GHOST', tstzrange(now() - interval '1 day', NULL))")
     try:
         # What is known of no such charger is kept for a moment.
@@ -183,6 +209,8 @@ def test_a_charger_that_is_named_but_never_reported(web: Web, fleet: str) -> Non
         assert said in [notice.text for notice in html.all("p")]
         assert [row[0].text for row in table(html, "Vehicles")] == ["-1"]
         assert not html.all("figure")
+        # Not in the 30 days before another time, which is asked for the first time.
+        look(web, f"/chargers/MTR-GHOST?{DAY.replace('11T00', '11T02')}", 404)
     finally:
         ask(fleet, "DELETE FROM charger_assignment WHERE meter_id = 'MTR-GHOST'")
 

@@ -1,13 +1,11 @@
 """The page Ingest before a real daemon: its figures, its dead letters, and what hostile ones do to it: nothing."""
 
-import json
 import math
 import re
 import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -19,7 +17,8 @@ from bridge.web import daemons
 from bridge.web.pages import ingest
 from tests.integration.conftest import Broker
 from tests.integration.harness import Daemon, Publisher, ask, cloned, meter, now, one, wait_for_received, wait_until
-from tests.web.serving import Answer, Web, login
+from tests.web.browsing import Element, answer_of, look, parsed
+from tests.web.serving import Web, login
 
 HOSTILE = {
     "script": b"<script>alert(1)</script>",
@@ -34,42 +33,18 @@ HOSTILE = {
 PLAIN = 60
 
 
-class Page(HTMLParser):
-    """What a page says: its text, its table rows, its elements."""
+def rows(page: Element) -> list[list[str]]:
+    """What the rows of all tables say."""
+    return [[cell.text for cell in row.all("th") + row.all("td")] for row in page.all("tr")]
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text = self.pre = ""
-        self.inside: set[str] = set()
-        self.feed(answer.body.decode())
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag in ("td", "th", "pre"):
-            self.inside.add(tag)
+def links(page: Element) -> list[str]:
+    return [link.attributes["href"] or "" for link in page.all("a")]
 
-    def handle_endtag(self, tag: str) -> None:
-        self.inside.discard(tag)
 
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if "pre" in self.inside:
-            self.pre += data
-        elif self.inside:
-            self.rows[-1][-1] += data.strip("\n")
-
-    def links(self) -> list[str]:
-        return [str(attributes["href"]) for tag, attributes in self.elements if tag == "a"]
-
-    def letters(self) -> list[str]:
-        return [str(attributes["id"])[2:] for tag, attributes in self.elements if tag == "tr" and "id" in attributes]
+def letters(page: Element) -> list[str]:
+    """The ids of the dead letters of a list."""
+    return [path.rpartition("/")[2] for path in links(page) if path.startswith("/ingest/letters/")]
 
 
 class Place(NamedTuple):
@@ -81,10 +56,8 @@ class Place(NamedTuple):
     web: Web
     devices: Publisher
 
-    def page(self, path: str) -> Page:
-        answer = self.web.ask(path, headers={"Accept": "text/html"})
-        assert answer.status == 200, answer
-        return Page(answer)
+    def page(self, path: str) -> Element:
+        return look(self.web, path)
 
     def letter(self, device: str) -> str:
         return one(self.dsn, "SELECT id FROM dead_letter_list WHERE device_id = %s", device)
@@ -101,7 +74,7 @@ def place(
         login(postgres_dsn_admin, dsn, "wattbridge_reader") as reader,
         Daemon(dsn, broker, "test/ingest", folder, health__listen=health) as daemon,
         Publisher(broker, "test/ingest") as devices,
-        Web(reader, folder, web__daemons=json.dumps([health, nobody])) as web,
+        Web(reader, folder, web__daemons=f"{health}, {nobody}") as web,
     ):
         for name, payload in HOSTILE.items():
             devices.send("meter", name, payload, content_type="a/<b>" if name == "script" else None)
@@ -122,20 +95,20 @@ def test_the_counters_are_those_of_the_database(place: Place) -> None:
     ((*counted, updated),) = ask(
         place.dsn, "SELECT received, stored, duplicate, dead_lettered, presence, updated_at FROM ingest_status"
     )
-    (row,) = [row for row in page.rows if row[:1] == [place.daemon.client_id]]
+    (row,) = [row for row in rows(page) if row[:1] == [place.daemon.client_id]]
     assert row[2:7] == [f"{value:,}" for value in counted]
     assert row[7] == f"{updated.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     summary = ask(place.dsn, "SELECT reason, letters, devices FROM dead_letter_summary")
     assert len(summary) == 2
-    for reason, letters, devices in summary:
-        assert [reason, f"{letters:,}", f"{devices:,}"] in [row[:3] for row in page.rows]
+    for reason, number, devices in summary:
+        assert [reason, f"{number:,}", f"{devices:,}"] in [row[:3] for row in rows(page)]
 
 
 def test_each_daemon_says_how_it_is_and_one_that_is_away_disturbs_nothing(place: Place) -> None:
     page = wait_until(
         lambda: "it does not answer: Connection refused" in (page := place.page("/ingest")).text and page, "asked"
     )
-    facts = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    facts = {row[0]: row[1] for row in rows(page) if len(row) == 2}
     assert facts["Broker"] == "connected"
     assert facts["Database"] == "takes what it gets"
     assert re.fullmatch(r"\d+ received and not yet committed, about 20,000 may be", facts["Backlog in the bridge"])
@@ -144,22 +117,19 @@ def test_each_daemon_says_how_it_is_and_one_that_is_away_disturbs_nothing(place:
 
 
 def test_without_daemons_it_says_how_latency_becomes_known(web: Web) -> None:
-    page = Page(web.ask("/ingest", headers={"Accept": "text/html"}))
+    page = look(web, "/ingest")
     assert "name these addresses in web.daemons" in page.text
     assert "web.replay.dsn" in page.text
-    assert not [attributes for tag, attributes in page.elements if tag == "form" and attributes.get("method")]
+    assert not [form for form in page.all("form") if "method" in form.attributes]
 
 
 def test_while_the_database_is_of_no_use_the_daemons_are_shown(
     postgres_dsn_admin: str, place: Place, tmp_path: Path
 ) -> None:
-    with Web(postgres_dsn_admin, tmp_path, web__daemons=json.dumps([place.health])) as web:
-        headers = {"Accept": "text/html"}
-        page = wait_until(
-            lambda: "connected" in (page := Page(web.ask("/ingest", headers=headers))).text and page, "asked"
-        )
+    with Web(postgres_dsn_admin, tmp_path, web__daemons=place.health) as web:
+        page = wait_until(lambda: "connected" in (page := look(web, "/ingest")).text and page, "asked")
         assert "is not known now: the database lacks the schema" in page.text
-        assert web.ask("/ingest/replay?reason=malformed", headers=headers).status == 503
+        assert web.ask("/ingest/replay?reason=malformed").status == 503
 
 
 def test_the_list_has_every_letter_once_the_newest_first(place: Place) -> None:
@@ -168,8 +138,8 @@ def test_the_list_has_every_letter_once_the_newest_first(place: Place) -> None:
         path = f"/ingest{query}"
         for _ in range(9):
             page = place.page(path)
-            seen += page.letters()
-            further = [link for link in page.links() if "after=" in link]
+            seen += letters(page)
+            further = [link for link in links(page) if "after=" in link]
             if not further:
                 break
             path = further[0].partition("#")[0]
@@ -183,7 +153,7 @@ def test_the_list_has_every_letter_once_the_newest_first(place: Place) -> None:
         )
         assert seen == [name for (name,) in expected]
         assert seen
-    assert len(place.page("/ingest").letters()) == 50
+    assert len(letters(place.page("/ingest"))) == 50
 
 
 @pytest.mark.parametrize(
@@ -212,20 +182,19 @@ def test_what_there_is_not(web: Web, path: str, status: int, said: str) -> None:
 
 
 def test_a_payload_is_text_and_nothing_else(place: Place) -> None:
-    elements = None
+    elements: set[str] = set()
     for name, payload in HOSTILE.items():
-        answer = place.web.ask(f"/ingest/letters/{place.letter(name)}", headers={"Accept": "text/html"})
-        page = Page(answer)
+        answer = answer_of(place.web, f"/ingest/letters/{place.letter(name)}")
+        page = parsed(answer.body.decode())
         assert b"\0" not in answer.body
         assert "\u202e" not in page.text
         assert len(answer.body) < 30_000
         # None of its elements comes from a device.
-        tags = {tag for tag, attributes in page.elements if not {"src", "defer"} <= attributes.keys()}
-        elements = tags if elements is None else elements | tags
+        elements |= {element.name for element in page.all() if not {"src", "defer"} <= element.attributes.keys()}
+        assert not [element for element in page.all() if "onerror" in element.attributes]
         assert f"{len(payload):,} bytes" in page.text
-    assert elements is not None
+    assert "pre" in elements
     assert not elements & {"script", "b", "iframe", "object"}
-    assert "onerror" not in {key for _, attributes in page.elements for key in attributes}
 
 
 @pytest.mark.parametrize(
@@ -242,13 +211,13 @@ def test_a_payload_is_text_and_nothing_else(place: Place) -> None:
 def test_a_payload_is_shown_as_it_came(place: Place, name: str, shown: str) -> None:
     page = place.page(f"/ingest/letters/{place.letter(name)}")
     # A parser of HTML takes the first line feed away.
-    assert page.pre.removeprefix("\n") == shown
+    assert page.one("pre").raw.removeprefix("\n") == shown
     assert ("The first 4,096 of 1,000,001 bytes." in page.text) == (name == "large")
 
 
 def test_bytes_that_are_no_text_are_dumped(place: Place) -> None:
     page = place.page(f"/ingest/letters/{place.letter('binary')}")
-    assert page.pre.removeprefix("\n").splitlines() == [
+    assert page.one("pre").raw.removeprefix("\n").splitlines() == [
         "000000  ff fe 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d  ................",
         "000010  0e 0f 10 11 12 13 14 15 16 17 18 19 1a 1b 1c 1d  ................",
     ]
@@ -259,7 +228,7 @@ def test_a_topic_without_a_valid_id_is_shown(place: Place) -> None:
     page = place.page(f"/ingest/letters/{letter}")
     assert "test/ingest/meter/<b>/telemetry" in page.text
     assert "its topic names none" in page.text
-    assert letter in place.page("/ingest?reason=invalid_device_id").letters()
+    assert letter in letters(place.page("/ingest?reason=invalid_device_id"))
     assert "a/<b>" in place.page(f"/ingest/letters/{place.letter('script')}").text
 
 
@@ -317,6 +286,22 @@ def test_where_nobody_looked_is_a_gap_and_old_samples_go() -> None:
     books.note(sample(1_000, one=0))
     assert [kept.at for kept in books.samples] == [100, 105, 1_000]
     assert books.note([]) is None
+
+
+def test_where_a_counter_fell_is_no_rate() -> None:
+    """The database was restored: what it counts now is less than what it counted before."""
+    books = ingest.Books()
+    samples = []
+    for second, one_, two in ((0, 1_000, 0), (5, 1_050, 10), (10, 900, 20), (15, 950, 30), (20, 1_000, 40)):
+        last = books.note(sample(second, one=one_, two=two, **{"dead-letters replay": -second}))
+        assert last
+        samples.append(last)
+    assert ingest.rates(samples[1], samples[2]) == ingest.rates(samples[0], samples[3]) == {}
+    assert ingest.chart(samples)["series"][0]["values"] == [12, None, 12, 12]
+    assert {name: rate["received"] for name, rate in ingest.rates(samples[2], samples[4]).items()} == {
+        "one": 10,
+        "two": 2,
+    }
 
 
 # Daemons

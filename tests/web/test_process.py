@@ -1,5 +1,6 @@
 """`wattbridge web` as a process: its rights, its patience, its end; and the troubles of the database."""
 
+import contextlib
 import http.client
 import signal
 import socket
@@ -267,3 +268,32 @@ def test_a_request_without_an_end_is_not_read_on(web: Web) -> None:
         with pytest.raises(ConnectionError):
             line.sendall((b"X-Endless: " + b"x" * 1_000 + b"\r\n") * 100_000)
     assert web.ask("/livez").status == 200
+
+
+def test_who_neither_asks_on_nor_reads_on_is_not_waited_for(reader: str, tmp_path: Path) -> None:
+    web = Web(reader, tmp_path)
+    web.env["PYTHONPATH"] = str(Path(__file__).parent / "impatient")
+    with web:
+        wait_until(lambda: web.ask("/readyz").status == 200, "ready")
+        with socket.create_connection(("127.0.0.1", web.port), timeout=20) as line:
+            # A body that was announced and never comes, after its answer.
+            line.sendall(b"POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+            assert line.recv(100).startswith(b"HTTP/1.1 405")
+            line.sendall(b"x")
+            with contextlib.suppress(ConnectionError):
+                while line.recv(65_536):
+                    pass
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            line.settimeout(20)
+            line.connect(("127.0.0.1", web.port))
+            asked = 400
+            # Some 20 MB of answers that nobody reads.
+            line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+            time.sleep(3)
+            read = b""
+            with contextlib.suppress(ConnectionError):
+                while part := line.recv(1_000_000):
+                    read += part
+            assert read.count(b"HTTP/1.1 200") < asked / 2
+        assert web.ask("/livez").status == 200

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from bridge.web.pages.device import Devices, Kept
 from bridge.web.parameters import MeterInPath, Window
 from bridge.web.problems import ProblemError
 from bridge.web.questions import Questions
-from bridge.web.representation import Row
+from bridge.web.representation import Row, written
 from bridge.web.site import Content, Site
 
 # The rollups have no voltage, and of more than this history is too much to read.
@@ -52,7 +52,11 @@ def routes(site: Site, questions: Questions, _: Config) -> APIRouter:
         async def gather() -> Content:
             return await _gathered(questions, kept, meter, window)
 
-        return await site.respond(request, "charger.html", gather)
+        async def newest() -> object:
+            plugged = await questions.ask("plugged_now", device=meter, rows=MOST_PLUGGED)
+            return await questions.ask("meter_now", device=meter), plugged
+
+        return await site.respond(request, "charger.html", gather, newest)
 
     return router
 
@@ -85,9 +89,13 @@ async def _gathered(questions: Questions, kept: Kept, meter: str, window: Window
         questions.ask("plugged_now", device=meter, rows=MOST_PLUGGED),
         questions.ask("newest_sessions", vehicle=None, meter=meter, **span, rows=device.MOST_SESSIONS),
     )
-    if not found and not vehicles and not plugged and not await _named(kept, meter, window):
-        nobody = f"no vehicle named it in the last {NAMED_WITHIN.days} days"
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"there has been no reading of a meter {meter}, and {nobody}")
+    if not found and not vehicles and not plugged:
+        past = until if until and until < datetime.now(UTC) else None
+        if not await _named(kept, meter, past):
+            days = f"{NAMED_WITHIN.days} days"
+            when = f"the {days} before {written(past)}" if past else f"the last {days}"
+            said = f"there has been no reading of a meter {meter}, and no vehicle named it in {when}"
+            raise ProblemError(HTTPStatus.NOT_FOUND, said)
     (drawn, voltage), quality, fault = await asyncio.gather(
         _drawn(questions, kept, meter, window),
         device.quality(questions, kept, Kind.METER, meter),
@@ -148,8 +156,8 @@ def on_map(pairs: Sequence[Row]) -> dict[str, Any] | None:
     return {**pairs[0], "pairs": worst}
 
 
-async def _named(kept: Kept, meter: str, window: Window) -> bool:
-    """Whether a vehicle was plugged in there lately, although the meter never sent anything."""
-    since, until, _ = window.span()
-    end = (until or since).replace(minute=0, second=0, microsecond=0)
-    return bool(await kept.ask("charger_vehicles", device=meter, since=end - NAMED_WITHIN, until=None))
+async def _named(kept: Kept, meter: str, until: datetime | None) -> bool:
+    """Whether a vehicle was plugged in there lately, or in as long before `until`; the meter never sent anything."""
+    # By the hour, as answers are kept.
+    end = (until or datetime.now(UTC)).replace(minute=0, second=0, microsecond=0)
+    return bool(await kept.ask("charger_vehicles", device=meter, since=end - NAMED_WITHIN, until=until))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import Request
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from bridge.topics import Kind
 from bridge.web.parameters import Page, Window
@@ -31,7 +31,9 @@ BUCKETS_S = (900, 3_600, 6 * 3_600, 86_400, 7 * 86_400)
 SILENCE = 3
 # What costs much and can hardly change within a minute.
 KEPT_S = 60.0
-MOST_KEPT = 50
+MOST_KEPT = 150
+# Of a list on one page.
+MOST_LISTED = 200
 
 
 def _given(value: object) -> object:
@@ -45,6 +47,7 @@ Choice = Annotated[bool | None, BeforeValidator(_given)]
 class Devices(Page):
     """Which devices."""
 
+    limit: int = Field(100, ge=1, le=MOST_LISTED)
     online: Choice = None
     charging: Choice = None
     silent: Choice = None
@@ -60,13 +63,14 @@ class Kept:
     async def ask(self, question: str, **parameters: object) -> Sequence[Row]:
         """The rows of a statement, up to a minute old; others may be given the same. Raises ProblemError."""
         key = (question, *parameters.values())
-        asked_at, answer = self._answers.pop(key, (0.0, None))
-        if answer is None or time.monotonic() - asked_at > KEPT_S or (answer.done() and answer.exception()):
-            asked_at, answer = time.monotonic(), asyncio.create_task(self._questions.ask(question, **parameters))
-            # The one that was asked for the longest ago.
-            if len(self._answers) >= MOST_KEPT:
-                del self._answers[next(iter(self._answers))]
-        self._answers[key] = (asked_at, answer)
+        asked_at, answer = self._answers.get(key, (-KEPT_S, None))
+        now = time.monotonic()
+        if answer is None or now - asked_at > KEPT_S or (answer.done() and answer.exception()):
+            answer = asyncio.create_task(self._questions.ask(question, **parameters))
+            self._answers = {known: kept for known, kept in self._answers.items() if now - kept[0] <= KEPT_S}
+            # Where there are too many, those that are kept stay kept: to drop one for each new one would help nobody.
+            if len(self._answers) < MOST_KEPT or key in self._answers:
+                self._answers[key] = (now, answer)
         # Whoever asked first may go away: the others wait on.
         return await asyncio.shield(answer)
 

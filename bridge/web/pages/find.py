@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import BeforeValidator
 
 from bridge.config import Config
 from bridge.web.parameters import Asked, DeviceId
@@ -17,7 +18,8 @@ MOST = 50
 class Wanted(Asked):
     """What is looked for."""
 
-    id: DeviceId
+    # As it was pasted.
+    id: Annotated[DeviceId, BeforeValidator(lambda text: text.strip() if isinstance(text, str) else text)]
 
 
 def routes(site: Site, questions: Questions, _: Config) -> APIRouter:

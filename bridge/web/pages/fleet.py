@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -63,7 +63,7 @@ async def _gathered(questions: Questions, tariff: float | None) -> Content:
     def cost(kwh: float | None) -> float | None:
         return None if kwh is None or tariff is None else kwh * tariff
 
-    power = _power(energy, since, until)
+    power = _power(energy, since, until, _known_until(now))
     return {
         "now": now,
         "day": day,
@@ -88,9 +88,16 @@ def _charger(pairs: Iterable[Row]) -> Row:
     return {**rows[0], "pairs": rows[:MOST_PAIRS], "more": len(rows[MOST_PAIRS:])}
 
 
-def _power(energy: Sequence[Row], since: datetime, until: datetime) -> dict[str, Any]:
-    """Mean power of each quarter hour; one without readings is a gap."""
-    by_start = {row["starts"].timestamp(): row for row in energy}
+def _known_until(now: Row) -> datetime:
+    """The newest time of which half of the devices have told: what is later is not less power, but still to come."""
+    newest, delay = now["newestReceivedAt"], now["medianDelayS"]
+    return newest - timedelta(seconds=delay) if newest and delay else datetime.max.replace(tzinfo=UTC)
+
+
+def _power(energy: Sequence[Row], since: datetime, until: datetime, known_until: datetime) -> dict[str, Any]:
+    """Mean power of each quarter hour; one without readings, or that is still to come, is a gap."""
+    quarter = timedelta(hours=1) / QUARTERS_AN_HOUR
+    by_start = {row["starts"].timestamp(): row for row in energy if row["starts"] + quarter <= known_until}
     starts = range(int(since.timestamp()), int(until.timestamp()), 3_600 // QUARTERS_AN_HOUR)
 
     def kw(name: str) -> list[float | None]:

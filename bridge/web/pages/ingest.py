@@ -23,7 +23,7 @@ from bridge.web import problems
 from bridge.web.daemons import Daemons
 from bridge.web.parameters import Asked, check_device_id, parse_moment
 from bridge.web.problems import ProblemError, invalid
-from bridge.web.questions import Questions
+from bridge.web.questions import FLEET_REMEMBERED_S, REMEMBERED_S, Questions
 from bridge.web.replay import Replays, Wanted
 from bridge.web.representation import Row, written
 from bridge.web.site import Content, Site
@@ -77,11 +77,15 @@ class Books:
 
 def rates(before: Sample, after: Sample) -> dict[str, dict[str, float]]:
     """Readings a second of each daemon, by what became of them. Replays are no readings that arrive."""
+    daemons = (before.counters.keys() & after.counters.keys()) - {INSTANCE}
+    # Counters only grow: this is another database, or an older state of it.
+    if any(after.counters[one][name] < before.counters[one][name] for one in daemons for name in COUNTERS):
+        return {}
     seconds = after.at - before.at
     return {
         instance: {name: (row[name] - before.counters[instance][name]) / seconds for name in COUNTERS}
         for instance, row in after.counters.items()
-        if instance in before.counters and instance != INSTANCE
+        if instance in daemons
     }
 
 
@@ -193,7 +197,7 @@ LetterId = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 def routes(site: Site, questions: Questions, config: Config) -> APIRouter:
     """The routes, answered by `questions`; what is read in between is read while the application runs."""
     books = Books()
-    daemons = Daemons(config.web.daemons)
+    daemons = Daemons(config.web.daemon_addresses)
     replays = Replays(config)
 
     @asynccontextmanager
@@ -268,7 +272,7 @@ def _route_replays(router: APIRouter, site: Site, questions: Questions, replays:
             letters = None
             if which.query():
                 (counted,) = await questions.ask(
-                    "letters_count", reason=which.reason or None, device=which.device or None
+                    "letters_count", FLEET_REMEMBERED_S, reason=which.reason or None, device=which.device or None
                 )
                 letters = counted["letters"]
             asked = Wanted(reason=which.reason, device=which.device)
@@ -322,6 +326,8 @@ async def _gathered(questions: Questions, books: Books, part: Part, after: tuple
         questions.ask("dead_letters"),
         questions.ask(
             "letters",
+            # With a reason that is rare it reads all of them.
+            FLEET_REMEMBERED_S if part.query() else REMEMBERED_S,
             reason=part.reason or None,
             device=part.device or None,
             after_received=after[0],
@@ -384,4 +390,4 @@ def _after(after: str) -> tuple[datetime | None, str]:
     try:
         return parse_moment(received), bytes.fromhex(letter).hex()
     except ValueError:
-        raise invalid("after", after, "take it from the address of `Further`") from None
+        raise invalid("after", after, "take it from the address of `Next`") from None

@@ -43,7 +43,10 @@ def routes(site: Site, questions: Questions, _: Config) -> APIRouter:
         async def gather() -> Content:
             return await _gathered(questions, kept, vehicle, window)
 
-        return await site.respond(request, "vehicle.html", gather)
+        async def newest() -> object:
+            return await questions.ask("vehicle_now", device=vehicle)
+
+        return await site.respond(request, "vehicle.html", gather, newest)
 
     return router
 

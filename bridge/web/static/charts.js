@@ -4,7 +4,9 @@
 const Charts = (() => {
   const HEIGHT = 190;
   const drawn = new Map();
-  const pad = (number) => String(number).padStart(2, "0");
+  const DAY = 86_400;
+  // Between ticks, in seconds: no less, as less could not be told apart.
+  const STEPS = [1, 5, 15, 30, 60, 300, 900, 1_800, 3_600, 10_800, 21_600, 43_200, ...[1, 2, 5, 10, 30, 90, 365].map((days) => days * DAY)];
 
   // What the theme makes of it: a canvas does not know the colours of style sheets by name.
   function colour(name) {
@@ -22,34 +24,29 @@ const Charts = (() => {
   function options(data, width) {
     const ink = colour("--ink-2");
     const grid = { stroke: colour("--line"), width: 1 };
-    const scales = { x: { time: true } };
-    const axes = [{ stroke: ink, grid, ticks: grid, space: 64, values: (_, splits) => splits.map(tick) }];
-    const series = [{ label: "UTC", value: (_, at) => (at == null ? "—" : moment(at)) }];
+    const [first] = data.series;
+    const scales = { x: { time: true }, y: { range: data.range ?? ((_, low, high) => padded(low, high, first)) } };
+    const axes = [
+      { stroke: ink, grid, ticks: grid, space: 64, incrs: STEPS, values: (_u, splits, _axis, _space, step) => splits.map((at) => tick(at, step)) },
+      {
+        stroke: ink,
+        grid,
+        ticks: grid,
+        size: (_, values) => 18 + 7 * Math.max(0, ...(values ?? []).map((value) => value.length)),
+        values: (_, splits) => splits.map((split) => figures(split) + (first.unit ? ` ${first.unit}` : "")),
+      },
+    ];
+    const series = [{ label: "UTC", value: (_, at) => (at == null ? "—" : moment(at, at % 60 ? 19 : 16)) }];
     data.series.forEach((one, index) => {
-      const scale = one.scale ?? "y";
       const stroke = colour(`--chart-${index + 1}`);
-      if (!(scale in scales)) {
-        const right = scale !== "y";
-        scales[scale] = data.range && !right ? { range: data.range } : { range: (_, low, high) => padded(low, high, one) };
-        axes.push({
-          scale,
-          side: right ? 1 : 3,
-          stroke: ink,
-          grid: right ? { show: false } : grid,
-          ticks: grid,
-          size: (_, values) => 18 + 7 * Math.max(0, ...(values ?? []).map((value) => value.length)),
-          values: (_, splits) => splits.map((split) => figures(split) + (one.unit ? ` ${one.unit}` : "")),
-        });
-      }
       const bars = one.kind === "bars";
       series.push({
         label: one.label,
-        scale,
         stroke,
         width: bars ? 1 : 1.6,
         fill: bars || one.kind === "area" ? `color-mix(in srgb, ${stroke} 28%, transparent)` : undefined,
         paths: bars ? uPlot.paths.bars({ size: [0.8, 40] }) : one.kind === "steps" ? uPlot.paths.stepped({ align: 1 }) : undefined,
-        points: { show: one.kind === "points" ? true : undefined, size: 5 },
+        points: { size: 5 },
         spanGaps: false,
         value: (_, value) => (value == null ? "—" : `${figures(value)} ${one.unit ?? ""}`),
       });
@@ -74,16 +71,29 @@ const Charts = (() => {
     return [bottom === 0 ? 0 : bottom - room, high + room];
   }
 
-  // The hour; at midnight the day.
-  function tick(seconds) {
-    const text = moment(seconds);
-    return text.endsWith("00:00") ? text.slice(5, 10) : text.slice(11);
+  // The hour, with seconds where they tell ticks apart; at midnight the day.
+  function tick(seconds, step) {
+    const text = moment(seconds, step < 60 ? 19 : 16);
+    return text.endsWith(" 00:00") ? text.slice(5, 10) : text.slice(11);
   }
 
-  function moment(seconds) {
-    const at = new Date(seconds * 1e3);
-    const day = `${at.getUTCFullYear()}-${pad(at.getUTCMonth() + 1)}-${pad(at.getUTCDate())}`;
-    return `${day} ${pad(at.getUTCHours())}:${pad(at.getUTCMinutes())}`;
+  // So much of it: 16 characters end with the minute, 19 with the second.
+  function moment(seconds, length) {
+    return new Date(seconds * 1e3).toISOString().slice(0, length).replace("T", " ");
+  }
+
+  // What somebody has zoomed in on stays, as long as there is something of it.
+  function renew(chart, columns) {
+    const { min, max } = chart.scales.x;
+    const [before] = chart.data;
+    const [times] = columns;
+    if ((min > before[0] || max < before.at(-1)) && max > times[0] && min < times.at(-1)) {
+      chart.setData(columns, false);
+      // Draws, and fits the other axis.
+      chart.setScale("x", { min, max });
+    } else {
+      chart.setData(columns);
+    }
   }
 
   const observer = new ResizeObserver((entries) => {
@@ -107,9 +117,9 @@ const Charts = (() => {
       if (before?.text === text) continue;
       const data = JSON.parse(text);
       const columns = [data.x, ...data.series.map((one) => one.values)];
-      const shape = JSON.stringify(data.series.map(({ label, unit, kind, scale }) => [label, unit, kind, scale]));
+      const shape = JSON.stringify(data.series.map(({ label, unit, kind }) => [label, unit, kind]));
       if (before?.shape === shape) {
-        before.chart.setData(columns);
+        renew(before.chart, columns);
         before.text = text;
         continue;
       }
@@ -121,11 +131,13 @@ const Charts = (() => {
     }
   }
 
-  // Colours are those of the theme at the time of drawing.
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const entry of drawn.values()) entry.text = entry.shape = "";
-    draw(document);
-  });
+  // Colours are those of the theme at the time of drawing; paper is light.
+  for (const theme of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(theme).addEventListener("change", () => {
+      for (const entry of drawn.values()) entry.text = entry.shape = "";
+      draw(document);
+    });
+  }
 
   return { draw };
 })();
