@@ -104,7 +104,7 @@ async def ask(port: int, path: str, vehicles: list[str], connections: int, secon
         while time.perf_counter() - began < seconds:
             target = path.replace("{vehicle}", next(turn))
             asked = time.perf_counter()
-            writer.write(f"GET {target} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             assert head.startswith("http/1.1 200 "), head
             size = int(head.partition("content-length: ")[2].partition("\r\n")[0])
