@@ -43,7 +43,8 @@ def routes(questions: Questions) -> APIRouter:
     @router.get("/status/meter", response_model=Listed[MeterStatus])
     async def meter_statuses(request: Request, asked: Annotated[Devices, Query()]) -> Response:
         """All meters, by id."""
-        rows = await questions.ask("meter_statuses", rows=asked.limit + 1, **asked.model_dump(exclude={"limit"}))
+        parameters = asked.model_dump(exclude={"limit"})
+        rows = await questions.ask("meter_statuses", named=None, rows=asked.limit + 1, **parameters)
         return page(request, MeterStatus, rows, ASK_AGAIN, asked.limit, lambda row: str(row["meterId"]))
 
     @router.get(

@@ -1,3 +1,4 @@
+-- `named`: of these alone; ids have no commas.
 SELECT
     meter_id,
     ts AS timestamp,
@@ -8,6 +9,7 @@ SELECT
     received_at
 FROM meter_status AS device
 WHERE meter_id > %(after)s
+    AND (%(named)s::text IS NULL OR meter_id = ANY (string_to_array(%(named)s, ',')))
     AND (%(online)s::boolean IS NULL OR online = %(online)s)
     AND (%(charging)s::boolean IS NULL OR charging = %(charging)s)
     AND (

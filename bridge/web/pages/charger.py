@@ -66,11 +66,10 @@ async def _listed(request: Request, questions: Questions, kept: Kept, asked: Cha
     found = await kept.ask("findings", since=closed["since"], until=closed["until"])
     findings = {row["meterId"]: row["finding"] for row in found}
     parameters = asked.model_dump(exclude={"limit", "finding"})
+    named = None
     if asked.finding:
-        named = [meter for meter, finding in findings.items() if asked.finding in {"any", finding}]
-        rows = await questions.ask("meters_named", named=",".join(named), rows=asked.limit + 1, **parameters)
-    else:
-        rows = await questions.ask("meter_statuses", rows=asked.limit + 1, **parameters)
+        named = ",".join(meter for meter, finding in findings.items() if asked.finding in {"any", finding})
+    rows = await questions.ask("meter_statuses", named=named, rows=asked.limit + 1, **parameters)
     return {
         "chargers": [row | {"finding": findings.get(row["meterId"])} for row in rows[: asked.limit]],
         "asked": asked,
