@@ -232,6 +232,17 @@ def test_many_at_once_wait_for_one_another(web: Web) -> None:
         assert {answer.status for answer in threads.map(web.ask, paths)} == {200}
 
 
+def test_not_even_a_login_that_may_write_can_write(database: str, tmp_path: Path) -> None:
+    insert = "INSERT INTO device_duplicate VALUES ('written', 'meter', 1) RETURNING duplicates"
+    ask(database, f"CREATE FUNCTION writes() RETURNS bigint LANGUAGE sql AS $$ {insert} $$")
+    replace_ingest_status(database, ", writes()")
+    with Web(database, tmp_path) as web:
+        wait_until(lambda: web.ask("/readyz").status == 200, "ready")
+        assert web.ask("/v1/ingest").status == 500
+        assert "read-only transaction" in web.log
+    assert one(database, "SELECT count(*) FROM device_duplicate") == 0
+
+
 def test_the_same_question_at_once_is_asked_once(database: str, own: str, tmp_path: Path) -> None:
     replace_ingest_status(database, ", pg_sleep(1)")
     with Web(own, tmp_path, web__connections=1) as web:

@@ -117,7 +117,7 @@ def test_replayed_letters_become_history_and_the_books_balance(place: Place) -> 
     after = check_books(place.dsn)
     assert (after.stored - before.stored, after.dead_lettered - before.dead_lettered) == (1, -1)
     # It is gone, and doing it again changes nothing.
-    assert place.ask(f"/ingest/letters/{letter}").status == 404
+    wait_until(lambda: place.ask(f"/ingest/letters/{letter}").status == 404, "what was just answered is forgotten", 5)
     assert "0 dead letters replayed, 0 still rejected" in place.replayed(letter=letter)
     assert check_books(place.dsn) == after
 
